@@ -1,0 +1,1 @@
+"""Model, inputs and target to maps."""

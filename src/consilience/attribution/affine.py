@@ -1,0 +1,310 @@
+"""The affine layers in front of a model, computed once for a whole straight line of inputs.
+
+On the line from ``b`` to ``x`` the output of such layers is again a line, ``z(a) = z_b + a (z_x - z_b)``: two
+evaluations serve all nodes. Their transpose is linear, so slopes are summed over the nodes before it, and it is
+applied once.
+"""
+
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.autograd.function import BackwardCFunction
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from consilience.attribution.gradient import scored
+from consilience.tensors import Score, rows_per_chunk, slices
+
+WORTH = 256  # points; on fewer, finding the layers takes longer than they save
+
+
+def _named(names: str) -> frozenset[Any]:
+    homes = (torch, Tensor, F)
+    return frozenset(getattr(home, name) for home in homes for name in names.split() if hasattr(home, name))
+
+
+READ = _named("dim size numel __len__ is_floating_point") | {
+    getattr(Tensor, name).__get__ for name in ("shape", "ndim", "dtype", "device", "is_cuda")
+}  # what may be asked of any tensor: the answer is the same for every example
+RESHAPE = _named("flatten reshape view unflatten squeeze unsqueeze")
+LAYER = _named("conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d linear")
+PRODUCT = _named("matmul mm bmm")
+ANY_OPERAND = PRODUCT | _named("add sub mul rsub __rsub__")
+FIRST_OPERAND = (
+    RESHAPE
+    | LAYER
+    | _named("neg div true_divide permute transpose contiguous clone to float double pad interpolate")
+    | _named("avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d")
+)
+UNLESS_TRAINING = frozenset({F.batch_norm, F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout})
+
+
+class Step(NamedTuple):
+    """One affine call of the model, with a hole where the line goes through."""
+
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    options: dict[str, Any]
+    slot: int
+    shape: tuple[int, ...]
+    same: bool
+    """Whether the call handed back the very tensor that it got."""
+
+    def __call__(self, y: Tensor) -> Tensor:
+        """The call for another batch; reshapes name the batch's length, so they are said anew."""
+        if self.same:
+            return y
+        if self.function in RESHAPE:
+            return y.reshape(len(y), *self.shape)
+        args = (*self.args[: self.slot], y, *self.args[self.slot + 1 :])
+        return self.function(*args, **self.options)  # type: ignore[no-any-return]
+
+
+class Prefix(NamedTuple):
+    """The affine layers that every path through a model begins with."""
+
+    steps: tuple[Step, ...]
+
+    def before(self, x: Tensor) -> Tensor:
+        """What the layers make of pixels."""
+        for step in self.steps:
+            x = step(x)
+        return x
+
+    def after(self, model: nn.Module, x: Tensor, z: Tensor) -> Any:
+        """What the model makes of the layers' output; of ``x`` only the kind is used.
+
+        Raises:
+            Diverged: The model did something else with its input than when it was watched.
+        """
+        replay = _Replay(self.steps, x, z)
+        pixels = replay.blank(tuple(x.shape[1:]), 0)
+        with replay:
+            logits = model(pixels)
+        if replay.lost or replay.reached < len(self.steps):
+            raise Diverged
+        return logits
+
+
+class Diverged(Exception):
+    """The model took another way through its first layers; never leaves this package."""
+
+
+def shared_line_gradient(
+    model: nn.Module,
+    x: Float[Tensor, "n c h w"],
+    start: Float[Tensor, "n c h w"],
+    target: Int[Tensor, " n"],
+    nodes: Float[Tensor, " k"],
+    score: Score,
+) -> Float[Tensor, "n c h w"] | None:
+    """Mean over the nodes of the score's slope at ``start + node * (x - start)``; None where nothing can be shared.
+
+    Nothing can be shared where the model begins with something that is not affine, uses its input
+    twice, is scripted or compiled, or where there are too few points for it to pay.
+    """
+    if len(x) * len(nodes) < WORTH or (prefix := find_prefix(model, x, start, target, score)) is None:
+        return None
+    try:
+        maps = _mean_slope(prefix, model, x, start, target, nodes, score, rows_per_chunk(model, x))
+    except Diverged:
+        return None
+    return None if maps.isnan().any() else maps
+
+
+def find_prefix(model: nn.Module, x: Tensor, start: Tensor, target: Tensor, score: Score) -> Prefix | None:
+    """The affine layers that the model begins with, found by watching it and proven on the line of one example."""
+    if any(_opaque(module) for module in model.modules()):
+        return None
+    a = torch.tensor([0.6, 0.3]).to(x)
+    points = torch.addcmul(start[:1], a[:, None, None, None], x[:1] - start[:1]).detach().requires_grad_()
+    try:  # an error is the model's own and comes again without us
+        with torch.enable_grad(), _Record(points) as record:
+            logits = model(points)
+        prefix = record.prefix()
+        if prefix is None:
+            return None
+        with torch.enable_grad():
+            answer = scored(logits, target[:1].expand(2), score).sum()
+        (slope,) = torch.autograd.grad(answer, points)
+        shared = _mean_slope(prefix, model, x[:1], start[:1], target[:1], a[:1], score, 1)  # another number of rows
+    except Exception:
+        return None
+    close = (shared - slope[:1]).abs().max() <= torch.finfo(x.dtype).eps ** 0.5 * slope.abs().max()
+    return prefix if close else None
+
+
+def _mean_slope(
+    prefix: Prefix, model: nn.Module, x: Tensor, start: Tensor, target: Tensor, nodes: Tensor, score: Score, rows: int
+) -> Tensor:
+    maps = torch.empty_like(x)
+    for some in slices(len(x), max(1, rows // len(nodes))):
+        pixels = x[some].detach().requires_grad_()
+        with torch.enable_grad():
+            end = prefix.before(pixels)
+        with torch.no_grad():
+            begin = prefix.before(start[some])
+            way = end - begin
+        total = torch.zeros_like(begin)
+        for part in even_slices(len(nodes), rows):
+            total += _slope_sum(prefix, model, begin, way, target[some], nodes[part], score, x)
+        (maps[some],) = torch.autograd.grad(end, pixels, total / len(nodes))
+    return maps
+
+
+def _slope_sum(
+    prefix: Prefix, model: nn.Module, begin: Tensor, way: Tensor, target: Tensor, at: Tensor, score: Score, x: Tensor
+) -> Tensor:
+    """Sum over the nodes of the score's slope in the layers' output; what it needed is freed with it."""
+    base = begin.detach().requires_grad_()  # broadcast over the nodes: their slopes meet here as a sum
+    each = at.view(1, -1, *[1] * (way.ndim - 1))
+    with torch.enable_grad():
+        logits = prefix.after(model, x, torch.addcmul(base[:, None], each, way[:, None]).flatten(0, 1))
+        answer = scored(logits, target.repeat_interleave(len(at)), score).sum()
+    return torch.autograd.grad(answer, base)[0]
+
+
+class _Follow(TorchFunctionMode):
+    """Sees every call of a torch function, and which tensors of the line's beginning it is given."""
+
+    def __init__(self, x: Tensor) -> None:
+        super().__init__()
+        self.place: dict[int, int] = {}
+        self.held: list[Tensor] = []  # so that no other tensor gets their id
+
+    def hold(self, tensor: Tensor, place: int) -> None:
+        self.place[id(tensor)] = place
+        self.held.append(tensor)
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        options = kwargs or {}
+        places = [self.place[id(t)] for t in _tensors((args, options)) if id(t) in self.place]
+        if not places or func in READ:
+            return func(*args, **options)
+        slot = next((i for i, value in enumerate(args) if id(value) in self.place), None)
+        return self.use(func, args, options, places, slot)
+
+    def use(
+        self, function: Callable[..., Any], args: tuple[Any, ...], options: Any, places: list[int], slot: int | None
+    ) -> Any:
+        raise NotImplementedError
+
+
+class _Record(_Follow):
+    """Notes the chain of affine calls that begins at ``x``, and where the chain must end at the latest."""
+
+    def __init__(self, x: Tensor) -> None:
+        super().__init__(x)
+        self.x, self.steps, self.last = x, list[Step](), 1 << 30
+        self.hold(x, 0)
+
+    def use(
+        self, function: Callable[..., Any], args: tuple[Any, ...], options: Any, places: list[int], slot: int | None
+    ) -> Any:
+        out = function(*args, **options)
+        here = len(self.steps)
+        if (
+            slot is None
+            or places != [here]
+            or self.last <= here
+            or not self._affine(function, args, options, slot, out)
+        ):
+            self.last = min(self.last, *places)  # what is needed otherwise too must be the real thing
+            return out
+        hole = (*args[:slot], None, *args[slot + 1 :])
+        self.steps.append(Step(function, hole, options, slot, tuple(out.shape[1:]), out is args[slot]))
+        self.hold(out, here + 1)
+        return out
+
+    def _affine(self, function: Any, args: tuple[Any, ...], options: dict[str, Any], slot: int, out: Any) -> bool:
+        if "out" in options or options.get("rounding_mode") is not None:
+            return False
+        if function in UNLESS_TRAINING:
+            bound = inspect.signature(function).bind(*args, **options)
+            bound.apply_defaults()
+            known = slot == 0 and not bound.arguments["training"]
+        else:
+            known = function in ANY_OPERAND or (function in FIRST_OPERAND and slot == 0)
+        return (
+            known
+            and isinstance(out, Tensor)
+            and out.shape[:1] == self.x.shape[:1]
+            and (out.dtype, out.device, out.requires_grad) == (self.x.dtype, self.x.device, True)
+        )
+
+    def prefix(self) -> Prefix | None:
+        """The chain, if it holds a layer that is worth sharing and no backward pass of the user's own."""
+        steps = self.steps[: self.last]
+        while steps and steps[-1].same:
+            steps.pop()
+        if not any(step.function in LAYER | PRODUCT for step in steps) or _has_own_backward(self.held[len(steps)]):
+            return None
+        return Prefix(tuple(steps))
+
+
+class _Replay(_Follow):
+    """Answers the chain's calls with blanks and its last call with the line, so that only the rest is computed."""
+
+    def __init__(self, steps: tuple[Step, ...], x: Tensor, z: Tensor) -> None:
+        super().__init__(x)
+        self.steps, self.z, self.reached, self.lost = steps, z, 0, False
+        self.nothing = torch.full((), torch.nan, dtype=x.dtype, device=x.device)  # a leak would be seen
+
+    def blank(self, shape: tuple[int, ...], place: int) -> Tensor:
+        tensor = self.nothing.expand(len(self.z), *shape)
+        self.hold(tensor, place)
+        return tensor
+
+    def use(
+        self, function: Callable[..., Any], args: tuple[Any, ...], options: Any, places: list[int], slot: int | None
+    ) -> Any:
+        step = self.steps[self.reached] if self.reached < len(self.steps) else None
+        if step is None or places != [self.reached] or (function, slot) != (step.function, step.slot):
+            self.lost = True  # also if the model catches what is raised
+            raise Diverged
+        self.reached += 1
+        if self.reached == len(self.steps):
+            return self.z
+        if step.same:
+            self.hold(args[step.slot], self.reached)
+            return args[step.slot]
+        return self.blank(step.shape, self.reached)
+
+
+def even_slices(total: int, size: int) -> Iterator[slice]:
+    """As few slices as ``slices`` gives, but of one length: equal chunks reuse each other's memory."""
+    return slices(total, max(1, -(-total // -(-total // size)))) if total else iter(())
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for part in value:
+            yield from _tensors(part)
+    elif isinstance(value, dict):
+        yield from _tensors(tuple(value.values()))
+
+
+def _has_own_backward(tensor: Tensor) -> bool:
+    waiting, seen = [tensor.grad_fn], set[Any]()
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, BackwardCFunction):
+            return True
+        if node is not None and node not in seen:
+            seen.add(node)
+            waiting += [before for before, _ in node.next_functions]
+    return False
+
+
+def _opaque(module: nn.Module) -> bool:
+    """Whether calls inside the module cannot be watched."""
+    scripted = isinstance(module, torch.jit.ScriptModule)
+    return scripted or hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None

@@ -1,0 +1,175 @@
+"""Verbs for one model and one set of maps: what the papers' scripts do."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tomllib
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from consilience.cli.experiments import data_folder
+from consilience.errors import SpecError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from consilience.component import Choice
+    from consilience.data.examples import Examples
+
+Name = Annotated[str, tyro.conf.Positional]
+
+
+def spelled(text: str) -> Any:
+    """A component as one writes it on a command line: a name, or a TOML table ``{use = "...", option = ...}``."""
+    if not text.lstrip().startswith("{"):
+        return text
+    try:
+        return tomllib.loads(f"choice = {text}")["choice"]
+    except tomllib.TOMLDecodeError as error:
+        raise SpecError(f"{text}: expected a name or {{use = 'NAME', option = ...}}, found no TOML ({error})") from None
+
+
+def train_verb(
+    architecture: Name,
+    examples: Name,
+    /,
+    out: Path,
+    epochs: int = 5,
+    batch_size: int = 64,
+    optimizer: str = "adadelta",
+    objective: str = "cross_entropy",
+    init: int = 0,
+    order: int = 0,
+    noise: int = 0,
+    augment: int = 0,
+    data: Path | None = None,
+) -> int:
+    """Train one model into a safetensors file. An interrupted training goes on when it is called again.
+
+    Args:
+        architecture: A name, or "{use = 'cnn', dropout = 0.5}".
+        examples: A data set: mnist10k, "{use = 'mnist', split = 'train'}", ...
+        out: The weights' file.
+        epochs: How often every example is seen.
+        batch_size: Examples a step.
+        optimizer: A name, or "{use = 'adam', lr = 0.001}".
+        objective: What is minimised.
+        init: Seed of the first weights.
+        order: Seed of the order of examples.
+        noise: Seed of dropout.
+        augment: Seed of augmentations.
+        data: Folder of the data sets, one folder each (default: CONSILIENCE_DATA).
+    """
+    import functools
+    import shutil
+
+    from consilience import component
+    from consilience.experiment.desk import Place, load_examples, untrained
+    from consilience.experiment.files import write_tensors
+    from consilience.experiment.store import writing
+    from consilience.training.loop import Chances, Progress, steady, train
+
+    model = component.architecture.choose(spelled(architecture), "architecture")
+    chosen = component.dataset.choose(spelled(examples), "examples")
+    loaded = load_examples(chosen, Place(data_folder(data)))
+
+    def tell(progress: Progress) -> None:
+        print(f"epoch {progress.epoch}/{progress.epochs}: loss {progress.loss:.4f}", file=sys.stderr)
+
+    checkpoint = out.with_name(out.name + ".checkpoint")
+    with steady(), writing(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        trained = train(
+            functools.partial(untrained, model, loaded),
+            loaded,
+            objective=component.objective.choose(spelled(objective), "objective").build(),
+            optimizer=component.optimizer.choose(spelled(optimizer), "optimizer").build(),
+            epochs=epochs,
+            batch_size=batch_size,
+            chances=Chances(init, order, noise, augment),
+            checkpoint=checkpoint,
+            on_epoch=tell,
+        )
+        write_tensors(out, trained.weights, {"architecture": architecture, "shape": json.dumps(loaded.shape),
+                                             "classes": json.dumps(loaded.classes)})  # fmt: skip
+        shutil.rmtree(checkpoint, ignore_errors=True)
+    print(out.resolve())
+    return 0
+
+
+def explain_verb(
+    method: Name,
+    weights: Name,
+    examples: Name,
+    /,
+    out: Path,
+    architecture: str | None = None,
+    target: str = "label",
+    count: int | None = None,
+    seed: int = 0,
+    data: Path | None = None,
+) -> int:
+    """Explain examples with one method into a safetensors file, a map each, and what was explained of each.
+
+    Args:
+        method: A name, or "{use = 'integrated_gradients', steps = 100}".
+        weights: A safetensors file of weights, as train writes it.
+        examples: A data set: "{use = 'mnist10k', split = 'test'}", ...
+        out: The maps' file: maps [n, c, h, w], target [n].
+        architecture: Of the weights, where their file does not say it.
+        target: What is explained: label, predicted, or the number of a class.
+        count: Only so many examples, from the first.
+        seed: Of the method's draws.
+        data: Folder of the data sets, one folder each (default: CONSILIENCE_DATA).
+    """
+    from consilience import component
+    from consilience.experiment.desk import Place, load_examples, loaded, untrained
+    from consilience.experiment.files import read_metadata, read_tensors, write_tensors
+    from consilience.experiment.stages import write_maps
+    from consilience.experiment.store import writing
+    from consilience.training.loop import steady
+
+    chosen = component.dataset.choose(spelled(examples), "examples")
+    if count is not None:
+        chosen = component.dataset.choose({"use": "subset", "of": chosen, "count": count}, "examples")
+    explainer = component.attribution.choose(spelled(method), "method")
+    batch = load_examples(chosen, Place(data_folder(data)))
+    path = Path(weights)
+    kind = architecture or read_metadata(path).get("architecture")
+    if kind is None:
+        raise SpecError(f"{path}: expected a file that names its architecture, found none; add --architecture NAME")
+    choice: Choice = component.architecture.choose(spelled(kind), "architecture")
+    with steady(), writing(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        model = untrained(choice, batch)
+        loaded(model, read_tensors(path), str(path))
+        goal = _target(target, model, batch)
+        draft = out.with_name(out.name + ".draft")
+        draft.unlink(missing_ok=True)
+        for share in write_maps(draft, explainer.build(), model, batch, goal, seed):
+            print(f"\r{share:.0%}", end="", file=sys.stderr)
+        print(file=sys.stderr)
+        write_tensors(
+            out, {**read_tensors(draft), "target": goal}, {"method": explainer.label, "examples": chosen.label}
+        )
+        draft.unlink()
+    print(out.resolve())
+    return 0
+
+
+def _target(word: str, model: nn.Module, examples: Examples) -> Tensor:
+    import torch
+
+    from consilience.experiment.desk import labels
+    from consilience.experiment.stages import answers
+
+    if word == "label":
+        return labels(examples)
+    if word == "predicted":
+        return answers(model, examples).argmax(1)
+    if word.isdecimal() and int(word) < len(examples.classes):
+        return torch.full((len(examples),), int(word))
+    raise SpecError(f"--target {word}: expected label, predicted or a class from 0 to {len(examples.classes) - 1}")

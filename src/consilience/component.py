@@ -1,0 +1,324 @@
+"""Components: plain functions, found by folder, known by what their signatures say.
+
+Before the ``*`` of a signature stands what flows in (roles, filled by the engine); after it stands
+what one chooses (options). Configuration, checks, identity, help and law tests all come from there.
+"""
+
+import functools
+import importlib
+import inspect
+import pkgutil
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib.metadata import entry_points
+from typing import Any, NamedTuple, TypeVar
+
+import msgspec
+
+from consilience.errors import SpecError, unknown
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+ROLES = {
+    "baseline": "the pixel value, or its name, from which the explained method started",
+    "background": "examples [m, c, h, w] that stand for 'nothing in particular'",
+    "batch": "the examples of one training step",
+    "classes": "the number of classes",
+    "explain": "the method, configured: (model, x, target) -> maps",
+    "floor": "the table of one model explained twice",
+    "groups": "what a split may not separate [n]: the image, or the patient",
+    "label": "the true class [n]",
+    "logits": "what the model answered [n, k]",
+    "maps": "explanations [n, c, h, w], or [n, h, w] once channels are joined",
+    "mask": "where the object is [n, h, w], bool",
+    "model": "a module that gives logits [n, k] for pixels [n, c, h, w] in [0, 1]",
+    "other": "another model's maps of the same examples",
+    "output": "the very score that the method explained: (x, target) -> [n]",
+    "parameters": "what an optimizer changes",
+    "patterns": "what the data puts into each filter",
+    "rng": "draws keyed by (seed, example, node)",
+    "root": "the data set's folder",
+    "shape": "of one image (c, h, w)",
+    "source": "the model as it was before training",
+    "table": "values of one family, a row for each pair and a column for each example",
+    "target": "the class that is explained [n]",
+    "wrong_image": "the table of each pair with the second model's maps of other images",
+    "x": "pixels [n, c, h, w] in [0, 1]",
+}
+
+
+class Component(NamedTuple):
+    """What the engine knows of a function: all of it read from its signature and its decorator."""
+
+    kind: str
+    name: str
+    function: Callable[..., Any]
+    version: int
+    paper: str | None
+    better: str | None
+    legacy: bool
+    breaks: Mapping[str, str]
+    roles: Mapping[str, bool]
+    """Role to whether it must be there; a role with a default is only handed on."""
+    nested: Mapping[str, "Component"]
+    """Option to the component that is its default."""
+    schema: type[msgspec.Struct]
+    """Of the options that are plain values."""
+
+    @property
+    def draws(self) -> bool:
+        """Whether the function itself uses randomness, rather than handing it on."""
+        return self.roles.get("rng", False)
+
+    @property
+    def summary(self) -> str:
+        """The first sentence of the documentation."""
+        return (inspect.getdoc(self.function) or "").split("\n", 1)[0]
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """Each column that comes out, to what a number in it belongs to: ``n``, ``n steps``, ``classes`` or one."""
+        returned = typing.get_type_hints(self.function, include_extras=True).get("return")
+        fields = getattr(returned, "__annotations__", None) if hasattr(returned, "_fields") else None
+        return {name: getattr(hint, "dim_str", "").strip() for name, hint in (fields or {"value": returned}).items()}
+
+
+class Choice(msgspec.Struct, frozen=True):
+    """A component, configured. Options equal to their default are left out; nested choices never are."""
+
+    kind: str
+    use: str
+    version: int
+    options: dict[str, Any] = {}
+
+    @property
+    def component(self) -> Component:
+        """What was chosen."""
+        return KINDS[self.kind].get(self.use)
+
+    @property
+    def nest(self) -> "Iterator[Choice]":
+        """This choice and all choices inside it."""
+        yield self
+        for value in self.options.values():
+            if isinstance(value, Choice):
+                yield from value.nest
+
+    @property
+    def draws(self) -> bool:
+        """Whether anything in the nest uses randomness."""
+        return any(choice.component.draws for choice in self.nest)
+
+    @property
+    def label(self) -> str:
+        """How a person would write it: ``integrated_gradients(steps=16)``."""
+        changed = {
+            name: value.label if isinstance(value, Choice) else value
+            for name, value in self.options.items()
+            if not (isinstance(value, Choice) and value.label == self.component.nested[name].name)
+        }
+        inside = ", ".join(f"{name}={value}" for name, value in changed.items())
+        return f"{self.use}({inside})" if inside else self.use
+
+    def option(self, name: str) -> Any:
+        """The value of an option, its default where nothing else was chosen; None where there is no such option."""
+        if name in self.options:
+            return self.options[name]
+        parameter = inspect.signature(self.component.function).parameters.get(name)
+        return None if parameter is None else parameter.default
+
+    def build(self, **roles: Any) -> Callable[..., Any]:
+        """The function with its options, and with these roles bound wherever in the nest they are asked for."""
+        options = {
+            name: value.build(**roles) if isinstance(value, Choice) else value for name, value in self.options.items()
+        }
+        bound = {name: value for name, value in roles.items() if name in self.component.roles}
+        return functools.partial(self.component.function, **options, **bound)
+
+
+class Kind:
+    """A sort of component: what it is called with, what it may need besides, and where its files lie."""
+
+    def __init__(self, name: str, home: str, takes: Sequence[str] = (), needs: Sequence[str] = ()) -> None:
+        self.name, self.home, self.takes, self.needs = name, home, tuple(takes), tuple(needs)
+        self._found: dict[str, Component] = {}
+
+    def __call__(
+        self,
+        *,
+        version: int,
+        paper: str | None = None,
+        better: str | None = None,
+        legacy: bool = False,
+        breaks: Mapping[str, str] | None = None,
+    ) -> Callable[[F], F]:
+        """Register the function below as a component of this kind; the function stays as it is.
+
+        Args:
+            version: To be raised whenever the function's numbers change.
+            paper: Key into ``references.bib``.
+            better: Of a measure, ``higher`` or ``lower``.
+            legacy: Published arithmetic, kept with its mistake.
+            breaks: Laws that the component breaks, each with the reason; the tests show that it does.
+        """
+
+        def register(function: F) -> F:
+            component = read(self, function)._replace(
+                version=version, paper=paper, better=better, legacy=legacy, breaks=breaks or {}
+            )
+            there = self._found.setdefault(component.name, component)
+            if there.function.__module__ != function.__module__:
+                raise SpecError(
+                    f"{function.__module__}: expected a new name, found a second {self.name} '{component.name}' "
+                    f"(the first is in {there.function.__module__}); rename one"
+                )
+            self._found[component.name] = component
+            return function
+
+        return register
+
+    def names(self) -> list[str]:
+        """All components of this kind, sorted; the first call imports their folder and installed plug-ins."""
+        _discover(self.home)
+        return sorted(self._found)
+
+    def get(self, name: str) -> Component:
+        """The component of that name.
+
+        Raises:
+            SpecError: Nothing has that name; near names are suggested.
+        """
+        if name not in self._found and name not in self.names():
+            raise SpecError(unknown(self.name, name, self.names()))
+        return self._found[name]
+
+    def choose(self, given: Any, where: str = "") -> Choice:
+        """A name, a table ``{use = ..., option = ...}``, a function or a ``functools.partial``, checked.
+
+        Raises:
+            SpecError: An unknown component or option, or a value that the option does not take.
+        """
+        name, options = _spelled(given, where or self.name)
+        component = self.get(name)
+        place = ".".join(part for part in (where, name) if part)
+        known = {*component.nested, *component.schema.__struct_fields__}
+        for option in options:
+            if option not in known:
+                raise SpecError(f"{place}: {unknown('option', option, known)}")
+        try:
+            values = msgspec.convert(
+                {k: v for k, v in options.items() if k not in component.nested}, component.schema, strict=True
+            )
+        except msgspec.ValidationError as error:
+            raise SpecError(f"{place}: {error}") from None
+        chosen: dict[str, Any] = {
+            option: KINDS[default.kind].choose(options.get(option, default.name), f"{place}.{option}")
+            for option, default in component.nested.items()
+        }
+        for field in msgspec.structs.fields(component.schema):
+            value = getattr(values, field.name)
+            if field.required or value != field.default:
+                chosen[field.name] = value
+        return Choice(self.name, name, component.version, dict(sorted(chosen.items())))
+
+    def by_function(self, function: Any) -> Component | None:
+        """The component that this very function is, if it is one."""
+        return next((c for c in self._found.values() if c.function is function), None)
+
+
+def read(kind: Kind, function: Callable[..., Any]) -> Component:
+    """A component as its signature tells it.
+
+    Raises:
+        SpecError: The signature asks for a role that this kind cannot be given, or lacks a type or a docstring.
+    """
+    where = f"{function.__module__}.{function.__name__}"
+    roles: dict[str, bool] = {}
+    nested: dict[str, Component] = {}
+    plain: list[Any] = []
+    hints = typing.get_type_hints(function, include_extras=True)
+    if not inspect.getdoc(function):
+        raise SpecError(f"{where}: expected a docstring, found none; say what comes out")
+    for name, parameter in inspect.signature(function).parameters.items():
+        missing = parameter.default is inspect.Parameter.empty
+        if parameter.kind is parameter.POSITIONAL_OR_KEYWORD:
+            if name not in (*kind.takes, *kind.needs):
+                raise SpecError(f"{where}: {unknown(f'role of {kind.name}', name, (*kind.takes, *kind.needs))}")
+            roles[name] = missing
+        elif parameter.kind is not parameter.KEYWORD_ONLY or name not in hints:
+            raise SpecError(f"{where}: expected typed options after the *, found '{parameter}'; give it a type")
+        elif component := _registered(parameter.default):
+            nested[name] = component
+        else:
+            plain.append((name, hints[name]) if missing else (name, hints[name], parameter.default))
+    if "other" in roles and (alone := roles.keys() & {"model", "source", "output", "explain", "baseline"}):
+        raise SpecError(
+            f"{where}: expected a measure of two models' maps, found it asks for one's {sorted(alone)}; drop it"
+        )
+    schema = msgspec.defstruct(
+        f"{function.__name__}_options", plain, kw_only=True, frozen=True, forbid_unknown_fields=True
+    )
+    return Component(
+        kind.name, function.__name__, function, 0, None, None, False, {}, roles, nested, schema
+    )  # fmt: skip
+
+
+def _registered(default: Any) -> Component | None:
+    if not callable(default):
+        return None
+    return next((found for kind in KINDS.values() if (found := kind.by_function(default))), None)
+
+
+def _spelled(given: Any, where: str) -> tuple[str, dict[str, Any]]:
+    if isinstance(given, str):
+        return given, {}
+    if isinstance(given, Choice):
+        return given.use, given.options
+    if isinstance(given, Mapping):
+        if not isinstance(given.get("use"), str):
+            raise SpecError(f"{where}: expected 'use' to name a component, found {dict(given)}; add use = '...'")
+        return given["use"], {k: v for k, v in given.items() if k != "use"}
+    if isinstance(given, functools.partial):
+        name, options = _spelled(given.func, where)
+        return name, {**options, **given.keywords}
+    if component := _registered(given):
+        return component.name, {}
+    raise SpecError(
+        f"{where}: expected a name or a table {{use = ...}} of a registered component, found {given!r}; "
+        "decorate the function, or name another"
+    )
+
+
+@functools.cache
+def _discover(home: str) -> None:
+    package = importlib.import_module(home)
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"{home}.{module.name}")
+    for point in entry_points(group="consilience.components"):
+        point.load()
+
+
+dataset = Kind("dataset", "consilience.data", needs=["root"])
+augmentation = Kind("augmentation", "consilience.data", takes=["x", "rng"])
+architecture = Kind("architecture", "consilience.models", takes=["shape", "classes"])
+edit = Kind("edit", "consilience.models", takes=["model"], needs=["rng", "x", "source"])
+objective = Kind("objective", "consilience.training", takes=["model", "batch"], needs=["rng"])
+optimizer = Kind("optimizer", "consilience.training", takes=["parameters"])
+score = Kind("score", "consilience.attribution", takes=["logits", "target"])
+backward = Kind("backward", "consilience.attribution", takes=["model"], needs=["patterns"])
+attribution = Kind(
+    "attribution", "consilience.attribution", ["model", "x", "target"], ["rng", "background", "patterns"]
+)
+estimator = Kind("estimator", "consilience.attribution", takes=["model", "x"], needs=["rng", "label"])
+measure = Kind(
+    "measure", "consilience.measures",
+    needs=["maps", "other", "label", "groups", "mask", "logits", "model", "source", "x", "target", "output",
+           "baseline", "explain", "rng"],
+)  # fmt: skip
+summary = Kind("summary", "consilience.measures", takes=["table"], needs=["floor", "wrong_image", "rng"])
+
+KINDS = {
+    kind.name: kind
+    for kind in (dataset, augmentation, architecture, edit, objective, optimizer, score, backward,
+                 attribution, estimator, measure, summary)
+}  # fmt: skip

@@ -1,0 +1,1 @@
+"""Specs, the store and the order of work."""

@@ -1,0 +1,198 @@
+"""Experiment files: from TOML to a checked experiment."""
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+
+from consilience import component
+from consilience.component import Choice
+from consilience.errors import DataError, SpecError, unknown
+from consilience.experiment.desk import Place, load_examples
+from consilience.experiment.experiment import Experiment
+from consilience.experiment.families import Family, Redraw
+from consilience.experiment.specs import Data, Train
+from consilience.tensors import Channels
+
+Count = Annotated[int, msgspec.Meta(ge=1)]
+
+
+class TrainTable(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """``[train]``: the recipe of the base."""
+
+    data: Any
+    model: Any
+    epochs: Count
+    batch_size: Count = 64
+    optimizer: Any = "adadelta"
+    objective: Any = "cross_entropy"
+    augmentation: Any = None
+    keep: tuple[Count, ...] = ()
+
+
+class ExamplesTable(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """``[examples]``: what is explained."""
+
+    data: Any
+    count: Count | None = None
+
+
+class File(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """An experiment file, before its components are looked up."""
+
+    name: str
+    train: TrainTable
+    examples: ExamplesTable
+    explain: list[Any]
+    controls: list[Any] = []
+    compare: list[Any] = []
+    judge: list[Any] = []
+    summarise: tuple[Any, ...] = ("calibrated_similarity",)
+    channels: Channels = "sum"
+    family: list[Family] = []
+    profile: dict[str, dict[str, Any]] = {}
+
+
+def load(
+    path: Path | str, *, data: Path | None = None, profile: str | None = None, changes: Sequence[str] = ()
+) -> Experiment:
+    """An experiment file, checked: every name, option and value, and the data it names.
+
+    Args:
+        path: A TOML file.
+        data: The folder of the data sets, one folder each.
+        profile: One of the file's ``[profile.NAME]`` tables, laid over the rest.
+        changes: ``"train.epochs=1"``: single values laid over all, as TOML.
+
+    Raises:
+        SpecError: The file is missing, no TOML, or says something that is not known.
+        DataError: The data are missing or damaged.
+    """
+    try:
+        raw = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SpecError(f"{path}: expected an experiment file, found '{error.strerror}'; check the path") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SpecError(f"{path}: expected TOML, found something else ({error}); mend that line") from None
+    try:
+        if profile is not None:
+            raw = _overlaid(raw, _profile(raw, profile))
+        for change in changes:
+            raw = _overlaid(raw, _change(change))
+        return _resolved(_parsed(raw), Place(data))
+    except (SpecError, DataError) as error:
+        raise type(error)(f"{path}: {error}") from None
+
+
+def _profile(raw: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    profiles = raw.get("profile", {})
+    if name not in profiles:
+        raise SpecError(unknown("profile", name, profiles))
+    chosen: Mapping[str, Any] = profiles[name]
+    return chosen
+
+
+def _change(text: str) -> dict[str, Any]:
+    """``a.b=1`` as ``{"a": {"b": 1}}``; a value that is no TOML is a string."""
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise SpecError(f"--set {text}: expected key=value, as in train.epochs=1")
+    try:
+        parsed = tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        parsed = value
+    for part in reversed(key.strip().split(".")):
+        parsed = {part: parsed}
+    return dict(parsed)
+
+
+def _overlaid(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Two nested tables as one; what stands above wins. A component's table replaces, or adds to its own options."""
+    result = dict(below)
+    for key, value in above.items():
+        there = result.get(key)
+        if isinstance(there, str) and isinstance(value, Mapping) and "use" not in value:
+            there = {"use": there}  # model = "cnn" under model.dropout = 0
+        both = isinstance(there, Mapping) and isinstance(value, Mapping) and "use" not in value
+        result[key] = _overlaid(there, value) if both else value  # type: ignore[arg-type]
+    return result
+
+
+def _parsed(raw: Mapping[str, Any]) -> File:
+    try:
+        return msgspec.convert(raw, File)
+    except msgspec.ValidationError as error:
+        text = str(error)
+        if "unknown field" in text:
+            found = text.split("`")[1]
+            known = {f for table in (File, TrainTable, ExamplesTable) for f in table.__struct_fields__}
+            text += f" ({unknown('key', found, known)})"
+        raise SpecError(text) from None
+
+
+def _resolved(file: File, place: Place) -> Experiment:
+    """Look up every component and read every data set's fingerprint."""
+    train = file.train
+    data = _data(train.data, None, "train.data", place)
+    examples = _data(file.examples.data, file.examples.count, "examples.data", place)
+    if any(not 1 <= epoch < train.epochs for epoch in train.keep):
+        raise SpecError(f"train.keep: expected epochs before the last ({train.epochs}), found {list(train.keep)}")
+    augmentation = train.augmentation and component.augmentation.choose(train.augmentation, "train.augmentation")
+    base = Train(
+        data=data,
+        model=component.architecture.choose(train.model, "train.model"),
+        objective=component.objective.choose(train.objective, "train.objective"),
+        optimizer=component.optimizer.choose(train.optimizer, "train.optimizer"),
+        epochs=train.epochs,
+        batch_size=train.batch_size,
+        augmentation=augmentation,
+        keep=train.keep,
+    )
+    families = file.family if any(isinstance(f, Redraw) for f in file.family) else [*file.family, Redraw()]
+    experiment = Experiment(
+        name=file.name,
+        base=base,
+        examples=examples,
+        methods=_all(component.attribution, file.explain, "explain"),
+        controls=_all(component.attribution, file.controls, "controls"),
+        compare=_all(component.measure, file.compare, "compare"),
+        judge=_all(component.measure, file.judge, "judge"),
+        summarise=_all(component.summary, file.summarise, "summarise"),
+        channels=file.channels,
+        families=tuple(families),
+    )
+    _check(experiment)
+    return experiment
+
+
+def _all(kind: component.Kind, given: Sequence[Any], where: str) -> tuple[Choice, ...]:
+    return tuple(kind.choose(one, f"{where}[{index}]") for index, one in enumerate(given))
+
+
+def _data(given: Any, count: int | None, where: str, place: Place) -> Data:
+    choice = component.dataset.choose(given, where)
+    if count is not None:
+        choice = component.dataset.choose({"use": "subset", "of": choice, "count": count}, where)
+    try:
+        return Data(choice=choice, fingerprint=load_examples(choice, place).fingerprint)
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from None
+
+
+def _check(experiment: Experiment) -> None:
+    """What only shows when all parts are known."""
+    for where, measures, paired in (("compare", experiment.compare, True), ("judge", experiment.judge, False)):
+        for index, choice in enumerate(measures):
+            if ("other" in choice.component.roles) != paired:
+                right = "judge" if paired else "compare"
+                raise SpecError(
+                    f"{where}[{index}].{choice.use}: expected a measure of {'two models' if paired else 'one model'}, "
+                    f"found one of {'one' if paired else 'two'}; move it to '{right}'"
+                )
+    names = [family.name for family in experiment.families]
+    if len(set(names)) < len(names):
+        raise SpecError(f"family: expected different names, found {names}; give each family a name of its own")
+    for family in experiment.families:
+        family.members(experiment.base)

@@ -1,0 +1,174 @@
+"""What a job fetches: examples from the data folder, models and maps from the store."""
+
+import functools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from consilience.component import Choice
+from consilience.data.examples import Batch, Examples, checked
+from consilience.errors import DataError, ModelError, SpecError
+from consilience.experiment.specs import Data, Explain, Predict, Select, Subject, Train
+from consilience.experiment.store import Store
+from consilience.models.split import normalised
+from consilience.rng import Rng
+from consilience.tensors import slices
+
+
+class Place(NamedTuple):
+    """Where a run finds things on this machine. Nothing of it enters a spec."""
+
+    data: Path | None = None
+
+
+class Desk(NamedTuple):
+    """A store and a place, and what they hold."""
+
+    store: Store
+    place: Place
+
+    def examples(self, data: Data) -> Examples:
+        """The examples of a spec.
+
+        Raises:
+            DataError: They are not what they were when the experiment was loaded.
+        """
+        examples = load_examples(data.choice, self.place)
+        if examples.fingerprint != data.fingerprint:
+            raise DataError(
+                f"{data.choice.label}: expected the content {data.fingerprint[:12]}, found "
+                f"{examples.fingerprint[:12]}; the files changed since the experiment was loaded: load it again"
+            )
+        return examples
+
+    def fresh(self, spec: Train) -> nn.Module:
+        """The untrained model of a training; its weights are drawn from the global generator."""
+        return untrained(spec.model, self.examples(spec.data))
+
+    def model(self, subject: Subject) -> nn.Module:
+        """The model that a subject names: weights loaded, edited, frozen, in evaluation mode.
+
+        Raises:
+            ModelError: Its weights are not all finite.
+            SpecError: The epoch was not kept, or the store cannot make the model.
+        """
+        source = subject.source
+        if isinstance(source, Select):
+            return self.model(source.candidates[self.store.table(source)["best"]])
+        if not isinstance(source, Train):
+            raise SpecError(f"{source.stage} {source.digest[:12]}: expected a trained model; name a Train or a Select")
+        weights = self.store.tensors(source, _file_of(source, subject.epoch))
+        with torch.random.fork_rng(devices=[]):
+            model = self.fresh(source)
+        loaded(model, weights, f"{source.stage} {source.digest[:12]}")
+        if subject.edit is not None:
+            rng, source_model = Rng(subject.edit_seed or 0, []), functools.partial(self.fresh, source)
+            subject.edit.build(rng=rng, source=source_model)(model)
+        return model
+
+    def target(self, spec: Explain) -> Tensor:
+        """What is explained of each example: its label, one class, or what a model answered."""
+        if isinstance(spec.target, Predict):
+            return self.store.tensors(spec.target)["logits"].argmax(1)
+        examples = self.examples(spec.data)
+        if isinstance(spec.target, int):
+            return torch.full((len(examples),), spec.target)
+        return labels(examples)
+
+    def method(self, spec: Explain) -> Callable[..., Tensor]:
+        """The configured method, with its background bound wherever the nest asks for one."""
+        roles: dict[str, Any] = {}
+        if spec.background is not None:
+            examples = self.examples(spec.background)
+            roles["background"] = examples.batch(range(len(examples))).x
+        return spec.method.build(**roles)
+
+
+def _file_of(source: Train, epoch: int | None) -> str:
+    if epoch in (None, source.epochs):
+        return "data"
+    if epoch not in source.keep:
+        kept = ", ".join(map(str, (*source.keep, source.epochs)))
+        raise SpecError(f"epoch {epoch}: expected one that was kept ({kept}); add it to 'keep'")
+    return f"epoch-{epoch}"
+
+
+def untrained(architecture: Choice, examples: Examples) -> nn.Module:
+    """A model for these examples, their mean and deviation in front; draws from the global generator."""
+    module = architecture.build()(examples.shape, len(examples.classes))
+    return normalised(module, examples.mean, examples.sd)
+
+
+def loaded(model: nn.Module, weights: dict[str, Tensor], where: str) -> None:
+    """Load weights into a model, freeze it and put it into evaluation mode.
+
+    Raises:
+        ModelError: The weights are another model's, or not all finite.
+    """
+    for name, weight in weights.items():
+        if not weight.isfinite().all():
+            raise ModelError(f"{where}: expected finite weights, found NaN or infinity in '{name}'; train it again")
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        what = " ".join(str(error).split())
+        raise ModelError(f"{where}: expected the weights of this architecture, found others: {what}") from None
+    model.eval().requires_grad_(False)
+
+
+def load_examples(choice: Choice, place: Place) -> Examples:
+    """The examples of a choice; the same ones are read once in a process."""
+    return _load(_Loader(choice, place.data))
+
+
+class _Loader(NamedTuple):
+    choice: Choice
+    data: Path | None
+
+    def __hash__(self) -> int:
+        return hash((str(self.choice), self.data))
+
+
+@functools.lru_cache(maxsize=8)
+def _load(loader: _Loader) -> Examples:
+    roles: dict[str, Any] = {}
+    for choice in loader.choice.nest:
+        if "root" in choice.component.roles:
+            roles["root"] = folder_of(choice.use, loader.data)
+    examples: Examples = loader.choice.build(**roles)()
+    return examples
+
+
+def folder_of(name: str, data: Path | None) -> Path:
+    """The folder of a data set.
+
+    Raises:
+        DataError: No data folder was named, or it holds no folder of that name.
+    """
+    if data is None:
+        raise DataError(
+            f"{name}: expected a folder with data, found none; give --data DIR or set CONSILIENCE_DATA "
+            f"to a folder that holds '{name}/'"
+        )
+    for spelling in (name, name.replace("_", "-")):
+        if (data / spelling).is_dir():
+            return data / spelling
+    raise DataError(f"{data}: expected a folder '{name}', found none; put the data set's files there")
+
+
+def labels(examples: Examples) -> Tensor:
+    """The true class of every example."""
+    return torch.cat([examples.batch(range(r.start, r.stop)).label for r in slices(len(examples), 4096)])
+
+
+def batches(examples: Examples, size: int, start: int = 0) -> Iterator[Batch]:
+    """The examples from ``start`` on, in their order.
+
+    Raises:
+        DataError: A pixel is NaN or outside [0, 1].
+    """
+    for rows in slices(len(examples) - start, size):
+        yield checked(examples.batch(range(start + rows.start, start + rows.stop)))

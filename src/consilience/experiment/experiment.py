@@ -1,0 +1,120 @@
+"""An experiment: families x methods x measures, and the goals that follow from them."""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import msgspec
+
+from consilience import component
+from consilience.component import Choice
+from consilience.experiment.families import Family, Member, Redraw
+from consilience.experiment.specs import (
+    Data,
+    Entry,
+    Explain,
+    Measure,
+    Predict,
+    Spec,
+    Summary,
+    Train,
+    comparison,
+    explanation,
+)
+from consilience.tensors import Channels
+
+
+class Goal(NamedTuple):
+    """A spec, and the place of its numbers in the report."""
+
+    family: str
+    method: Choice | None
+    measure: Choice
+    a: str
+    b: str
+    spec: Measure | Summary
+
+
+class Experiment(msgspec.Struct, frozen=True, kw_only=True):
+    """Families x methods x measures, all checked."""
+
+    name: str
+    base: Train
+    examples: Data
+    methods: tuple[Choice, ...]
+    controls: tuple[Choice, ...]
+    compare: tuple[Choice, ...]
+    judge: tuple[Choice, ...]
+    summarise: tuple[Choice, ...]
+    channels: Channels
+    families: tuple[Family, ...]
+
+    @property
+    def floor(self) -> Redraw:
+        """The family that all others are measured against."""
+        return next(family for family in self.families if isinstance(family, Redraw))
+
+    def goals(self) -> list[Goal]:
+        """Everything that the report shows."""
+        return [goal for family in self.families for goal in self._of_family(family)]
+
+    def maps_of(self, member: Member, method: Choice) -> Explain:
+        """The spec of one member's maps."""
+        return explanation(member.subject, method, self.examples, member.seed)
+
+    def _of_family(self, family: Family) -> Iterator[Goal]:
+        members = family.members(self.base)
+        yield from self._judged(family, members)
+        for method in (*self.methods, *self.controls):
+            for measure in self.compare:
+                table = self._entries(family, members, method, measure)
+                yield from self._compared(family, members, method, measure, table)
+                if family is not self.floor:
+                    yield from self._summarised(family, members, method, measure, table)
+
+    def _judged(self, family: Family, members: Sequence[Member]) -> Iterator[Goal]:
+        """Measures of one model: of its answers, and of its maps where they have what the measure needs."""
+        for measure in self.judge:
+            for member in members:
+                if "maps" not in measure.component.roles:
+                    answers = Predict(subject=member.subject, data=self.examples)
+                    yield Goal(family.name, None, measure, member.name, "", comparison(measure, answers))
+                    continue
+                for method in (*self.methods, *self.controls):
+                    if "baseline" in measure.component.roles and method.option("baseline") is None:
+                        continue  # defined for methods that start somewhere
+                    spec = comparison(measure, self.maps_of(member, method), channels=self.channels)
+                    yield Goal(family.name, method, measure, member.name, "", spec)
+
+    def _entries(self, family: Family, members: Sequence[Member], method: Choice, measure: Choice) -> tuple[Entry, ...]:
+        maps = [self.maps_of(member, method) for member in members]
+        return tuple(
+            Entry(
+                a=a, b=b, differs=differs, measure=comparison(measure, maps[a], maps[b], channels=self.channels)
+            )
+            for a, b, differs in family.pairs(list(members))
+        )  # fmt: skip
+
+    def _compared(
+        self, family: Family, members: Sequence[Member], method: Choice, measure: Choice, table: Sequence[Entry]
+    ) -> Iterator[Goal]:
+        for entry in table:
+            names = members[entry.a].name, members[entry.b].name
+            yield Goal(family.name, method, measure, *names, entry.measure)
+
+    def _summarised(
+        self, family: Family, members: Sequence[Member], method: Choice, measure: Choice, table: tuple[Entry, ...]
+    ) -> Iterator[Goal]:
+        baseline = component.measure.choose({"use": "wrong_image", "of": measure})
+        given = {
+            "floor": self._entries(self.floor, self.floor.members(self.base), method, measure),
+            "wrong_image": self._entries(family, members, method, baseline),
+        }
+        for summary in self.summarise:
+            wanted = {role: given[role] for role in summary.component.roles if role in given}
+            seed = 0 if summary.draws else None
+            spec = Summary(summary=summary, table=table, seed=seed, **wanted)
+            yield Goal(family.name, method, measure, "", "", spec)
+
+    def specs(self) -> list[Spec]:
+        """The goals' specs."""
+        return [goal.spec for goal in self.goals()]

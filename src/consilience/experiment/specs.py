@@ -1,0 +1,215 @@
+"""Specs: each says completely what one artifact holds; its inputs are the specs nested in it; its digest its name."""
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from functools import cached_property
+from typing import Any, Literal
+
+import msgspec
+
+from consilience.component import Choice
+from consilience.tensors import Channels, Normalisation
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, dict=True):
+    """A part of a spec that is no artifact by itself. A field at its default is left out of every digest."""
+
+    def __post_init__(self) -> None:
+        """Take the default itself for what equals it: msgspec leaves out what is the same object, not what is equal."""
+        defaults = self.__struct_defaults__
+        for name, default in zip(self.__struct_fields__[-len(defaults) :] if defaults else (), defaults, strict=True):
+            value = getattr(self, name)
+            if value is not default and value == default:
+                msgspec.structs.force_setattr(self, name, default)
+
+    @property
+    def inputs(self) -> "tuple[Spec, ...]":
+        """The specs directly inside, each once, in the order of the fields."""
+        found = {spec.digest: spec for value in msgspec.structs.astuple(self) for spec in _specs_in(value)}
+        return tuple(found.values())
+
+
+class Spec(Record, frozen=True, kw_only=True, omit_defaults=True, dict=True, tag_field="kind", tag=str.lower):
+    """What one artifact holds."""
+
+    @property
+    def stage(self) -> str:
+        """The kind of artifact, a folder of the store."""
+        return type(self).__name__.lower()
+
+    @cached_property
+    def canonical(self) -> bytes:
+        """The JSON of which the digest is taken."""
+        return msgspec.json.encode(self, order="deterministic")
+
+    @cached_property
+    def digest(self) -> str:
+        """The artifact's name: BLAKE2b of the canonical JSON, 32 hexadecimal digits."""
+        return hashlib.blake2b(self.canonical, digest_size=16).hexdigest()
+
+
+class Data(Record, frozen=True, kw_only=True):
+    """Examples, and what they contained when the experiment was loaded."""
+
+    choice: Choice
+    fingerprint: str
+
+
+class Train(Spec, frozen=True, kw_only=True):
+    """Weights of one training. Init, order, noise and augment are its four chances, varied apart."""
+
+    data: Data
+    model: Choice
+    objective: Choice
+    optimizer: Choice
+    epochs: int
+    batch_size: int
+    augmentation: Choice | None = None
+    init: int = 0
+    order: int = 0
+    noise: int = 0
+    augment: int = 0
+    keep: tuple[int, ...] = ()
+    """Epochs whose weights are kept besides the last one's."""
+
+
+class Given(Spec, frozen=True, kw_only=True):
+    """Weights that a user brought: known by their digest, the module's text and its answers on sixteen examples."""
+
+    weights: str
+    module: str
+    answers: str
+
+
+class Subject(Record, frozen=True, kw_only=True):
+    """A model, as it is explained: of which artifact, after which epoch, and what was then done to its weights."""
+
+    source: "Train | Given | Select | Fit"
+    epoch: int | None = None
+    edit: Choice | None = None
+    edit_seed: int | None = None
+
+
+class Fit(Spec, frozen=True, kw_only=True):
+    """What is estimated rather than trained: patterns of a model, backgrounds, kernel machines."""
+
+    estimator: Choice
+    data: Data
+    subject: Subject | None = None
+    seed: int | None = None
+
+
+class Select(Spec, frozen=True, kw_only=True):
+    """Which candidate is best by a measure of each: the best epoch, the best members."""
+
+    candidates: tuple[Subject, ...]
+    by: "tuple[Measure, ...]"
+
+
+class Predict(Spec, frozen=True, kw_only=True):
+    """Logits of one model on examples."""
+
+    subject: Subject
+    data: Data
+
+
+class Explain(Spec, frozen=True, kw_only=True):
+    """Maps of one model on examples by one method."""
+
+    subject: Subject
+    method: Choice
+    data: Data
+    target: Literal["label"] | int | Predict = "label"
+    background: Data | None = None
+    patterns: Fit | None = None
+    seed: int | None = None
+    """Of the method's draws; None where it draws nothing."""
+
+
+class Measure(Spec, frozen=True, kw_only=True):
+    """Values of one measure: of maps, of two models' maps, of answers, of a model or of two."""
+
+    measure: Choice
+    of: Explain | Predict | Subject
+    other: Explain | Predict | Subject | None = None
+    channels: Channels = "sum"
+    normalise: Normalisation = "none"
+    size: Literal["input"] = "input"
+    pool: int | None = None
+    """Side of the grid to which maps are averaged; None keeps every pixel."""
+    seed: int | None = None
+
+
+class Entry(Record, frozen=True, kw_only=True):
+    """A pair of a family: who was compared, in what they differ, with what result."""
+
+    a: int
+    b: int
+    differs: tuple[str, ...]
+    measure: Measure
+
+
+class Summary(Spec, frozen=True, kw_only=True):
+    """Rows with intervals, of the values of a family."""
+
+    summary: Choice
+    table: tuple[Entry, ...]
+    floor: tuple[Entry, ...] = ()
+    wrong_image: tuple[Entry, ...] = ()
+    seed: int | None = None
+
+
+def explanation(subject: Subject, method: Choice, data: Data, seed: int) -> Explain:
+    """The spec of a model's maps; the seed stays out of it where nothing in the method draws."""
+    return Explain(subject=subject, method=method, data=data, seed=seed if method.draws else None)
+
+
+def comparison(measure: Choice, of: Any, other: Any = None, channels: Channels = "sum") -> Measure:
+    """The spec of a measure's values."""
+    seed = 0 if measure.draws else None
+    return Measure(measure=measure, of=of, other=other, channels=channels, seed=seed)
+
+
+def plan(goals: Iterable[Spec]) -> list[Spec]:
+    """All specs that the goals rest on, each once, inputs before what needs them."""
+    ordered: dict[str, Spec] = {}
+
+    def visit(spec: Spec) -> None:
+        if spec.digest not in ordered:
+            for needed in spec.inputs:
+                visit(needed)
+            ordered[spec.digest] = spec
+
+    for goal in goals:
+        visit(goal)
+    return list(ordered.values())
+
+
+def groups(specs: Iterable[Spec]) -> list[tuple[Spec, ...]]:
+    """The specs as units of work: those of one stage that differ along one declared axis stand together."""
+    together: dict[object, list[Spec]] = {}
+    for spec in specs:
+        together.setdefault(_shared(spec), []).append(spec)
+    return [tuple(group) for group in together.values()]
+
+
+def _shared(spec: Spec) -> object:
+    """What all specs of a group have in common; the axis along which they differ is what is left out here."""
+    if isinstance(spec, Measure) and isinstance(spec.of, Explain) and isinstance(spec.other, Explain):  # the pair
+        how = (spec.measure, spec.channels, spec.normalise, spec.size, spec.pool, spec.seed)
+        what = (spec.of.method, spec.of.data, spec.of.target, spec.other.method)
+        return msgspec.json.encode((how, what), order="deterministic")
+    if isinstance(spec, Explain):  # the edit
+        unedited = msgspec.structs.replace(spec.subject, edit=None, edit_seed=None)
+        return msgspec.structs.replace(spec, subject=unedited).digest
+    return spec.digest
+
+
+def _specs_in(value: object) -> Iterator[Spec]:
+    if isinstance(value, Spec):
+        yield value
+    elif isinstance(value, Record):
+        yield from value.inputs
+    elif isinstance(value, tuple):
+        for one in value:
+            yield from _specs_in(one)

@@ -1,0 +1,167 @@
+"""From artifacts to numbers: what a measure asks for is bound to what the store and the data hold."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from consilience.component import Component
+from consilience.errors import DataError, SpecError
+from consilience.experiment.desk import Desk, labels
+from consilience.experiment.specs import Data, Entry, Explain, Measure, Predict, Subject, Summary, Train
+from consilience.pairs import Maps, over_family
+from consilience.rng import Rng
+from consilience.tensors import Row, Table, prepare, rows_per_chunk, slices
+
+
+def measured(group: Sequence[Measure], desk: Desk) -> Iterator[tuple[Measure, dict[str, Tensor]]]:
+    """The columns of each spec of a group, in the group's order; a family's pairs share their work."""
+    component, function = group[0].measure.component, group[0].measure.build()
+    roles = [role for role in component.roles if role not in ("maps", "other")]
+    if not {"maps", "other"} <= set(component.roles):
+        for spec in group:
+            wanted = {role: fetch(role, spec, desk) for role in component.roles}
+            yield spec, columns(component, function(**wanted), spec, desk)
+        return
+    family, pairs = _family(group, desk)
+    shared = {role: fetch(role, group[0], desk) for role in roles}
+    for spec, result in zip(group, over_family(function, family, pairs, **shared), strict=True):
+        yield spec, columns(component, result, spec, desk)
+
+
+def _family(group: Sequence[Measure], desk: Desk) -> tuple[Sequence[Tensor], list[tuple[int, int]]]:
+    """Everybody's maps, read when they are asked for, and the pairs as positions among them."""
+    members: dict[str, tuple[Explain, Measure]] = {}
+    for spec in group:
+        for side in (spec.of, spec.other):
+            if not isinstance(side, Explain):
+                raise SpecError(f"{spec.measure.label}: expected two sets of maps, found {type(side).__name__}")
+            members.setdefault(side.digest, (side, spec))
+    position = {digest: index for index, digest in enumerate(members)}
+    pairs = [(position[s.of.digest], position[s.other.digest]) for s in group]  # type: ignore[union-attr]
+    everybody = list(members.values())
+    return Maps(len(everybody), lambda i: _maps(*everybody[i], desk)), pairs
+
+
+def _maps(explain: Explain, how: Measure, desk: Desk) -> Tensor:
+    maps = desk.store.tensors(explain)["maps"]
+    return prepare(maps, how.channels, how.normalise, how.pool)
+
+
+def fetch(role: str, spec: Measure, desk: Desk) -> Any:
+    """What flows into a measure under a role's name.
+
+    Raises:
+        SpecError: The spec has nothing under that name.
+        DataError: The data have no masks.
+    """
+    try:
+        return FETCH[role](spec, desk)
+    except (AttributeError, KeyError):
+        raise SpecError(
+            f"{spec.measure.label}: expected '{role}', found nothing of the kind in a measure of "
+            f"{type(spec.of).__name__}; use the measure where it has what it needs"
+        ) from None
+
+
+def _data(spec: Measure) -> Data:
+    return spec.of.data  # type: ignore[union-attr]
+
+
+def _subject(spec: Measure) -> Subject:
+    return spec.of if isinstance(spec.of, Subject) else spec.of.subject
+
+
+def _source(spec: Measure, desk: Desk) -> Any:
+    source = _subject(spec).source
+    if not isinstance(source, Train):
+        raise KeyError("source")
+    return desk.fresh(source)
+
+
+def _examples(spec: Measure, desk: Desk, part: str) -> Tensor:
+    examples = desk.examples(_data(spec))
+    value = getattr(examples.batch(range(len(examples))), part)
+    if value is None:
+        raise DataError(f"{_data(spec).choice.label}: expected masks, found none; use data with boxes or masks")
+    return value  # type: ignore[no-any-return]
+
+
+def _output(spec: Measure, desk: Desk) -> Callable[[Tensor, Tensor], Tensor]:
+    """The very score that the method explained, in chunks and without a graph."""
+    model = desk.model(_subject(spec))
+    method = spec.of.method  # type: ignore[union-attr]
+    scores = [choice.option("score") for choice in method.nest if choice.option("score") is not None]
+    score = scores[0].build()
+
+    def output(x: Tensor, target: Tensor) -> Tensor:
+        with torch.no_grad():
+            parts = [score(model(x[rows]), target[rows]) for rows in slices(len(x), rows_per_chunk(model, x))]
+        return torch.cat(parts)
+
+    return output
+
+
+FETCH: dict[str, Callable[[Any, Desk], Any]] = {
+    "maps": lambda spec, desk: _maps(spec.of, spec, desk),
+    "other": lambda spec, desk: _maps(spec.other, spec, desk),
+    "label": lambda spec, desk: labels(desk.examples(_data(spec))),
+    "groups": lambda spec, desk: _examples(spec, desk, "groups"),
+    "mask": lambda spec, desk: _examples(spec, desk, "mask"),
+    "x": lambda spec, desk: _examples(spec, desk, "x"),
+    "target": lambda spec, desk: desk.target(spec.of),
+    "logits": lambda spec, desk: desk.store.tensors(spec.of)["logits"],
+    "model": lambda spec, desk: desk.model(_subject(spec)),
+    "source": _source,
+    "explain": lambda spec, desk: desk.method(spec.of),
+    "output": _output,
+    "baseline": lambda spec, desk: spec.of.method.option("baseline"),
+    "rng": lambda spec, desk: Rng(spec.seed or 0, range(len(desk.examples(_data(spec))))),
+}
+
+
+def columns(component: Component, result: Any, spec: Measure, desk: Desk) -> dict[str, Tensor]:
+    """A measure's result as named columns, in float64, with the example's id where a row is an example.
+
+    Raises:
+        SpecError: The measure returned something else than its annotation says.
+    """
+    named = component.columns
+    values = result._asdict() if hasattr(result, "_asdict") else {"value": result}
+    table = {name: torch.as_tensor(value).double() for name, value in values.items()}
+    if list(table) != list(named):
+        raise SpecError(f"{component.name}: expected the columns {list(named)}, found {list(table)}; mend its result")
+    if isinstance(spec.of, Explain | Predict):
+        n = len(desk.examples(spec.of.data))
+        for name, belongs in named.items():
+            if belongs.split(" ")[0] == "n" and len(table[name]) != n:
+                raise SpecError(f"{component.name}: expected {n} values of '{name}', found {len(table[name])}")
+        table["example"] = torch.arange(n)
+    return table
+
+
+def summarised(spec: Summary, desk: Desk) -> Sequence[Row]:
+    """The rows of a summary."""
+    component = spec.summary.component
+    tables = {role: table_of(getattr(spec, role), desk) for role in component.roles if role != "rng"}
+    rng = {"rng": Rng(spec.seed or 0, [])} if "rng" in component.roles else {}
+    rows: Sequence[Row] = spec.summary.build()(**tables, **rng)
+    return rows
+
+
+def table_of(entries: Sequence[Entry], desk: Desk) -> Table:
+    """The values of a family's pairs, side by side."""
+    values = [desk.store.tensors(entry.measure)["value"] for entry in entries]
+    if not entries:
+        return Table((), (), (), torch.empty(0), torch.empty(0), torch.empty(0, 0))
+    of = entries[0].measure.of
+    label = labels(desk.examples(of.data)) if isinstance(of, Explain | Predict) else torch.empty(0)
+    return Table(
+        tuple(entry.a for entry in entries),
+        tuple(entry.b for entry in entries),
+        tuple(entry.differs for entry in entries),
+        torch.arange(values[0].shape[0]),
+        label,
+        torch.stack(values),
+    )

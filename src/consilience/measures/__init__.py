@@ -1,0 +1,1 @@
+"""Maps, masks and models to numbers."""

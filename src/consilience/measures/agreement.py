@@ -1,0 +1,88 @@
+"""How alike two models' maps of the same examples are, one number an example."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from consilience.component import measure
+from consilience.pairs import Pairs, over_family, over_pairs
+from consilience.tensors import Paired
+
+
+@measure(version=1, better="higher")
+@over_pairs
+def cosine(family: Sequence[Float[Tensor, "n ..."]], pairs: Pairs) -> Iterator[Float[Tensor, " n"]]:
+    """Cosine of the angle between the two maps, -1 to 1. NaN where a map is zero everywhere or undefined."""
+    yield from _products([_directions(maps.flatten(1).double()) for maps in family], pairs)
+
+
+@measure(version=1, better="higher", paper="spearman1904proof")
+@over_pairs
+def spearman(family: Sequence[Float[Tensor, "n ..."]], pairs: Pairs) -> Iterator[Float[Tensor, " n"]]:
+    """Correlation of the pixels' ranks, -1 to 1; equal pixels share their mean rank. NaN where a map is constant."""
+    ranked = [mean_ranks(maps.flatten(1)) for maps in family]
+    yield from _products([_directions(ranks - (ranks.shape[1] + 1) / 2) for ranks in ranked], pairs)
+
+
+@measure(version=1, better="lower", breaks={"measured_alike_alone": "the other image is a neighbour, by definition"})
+@over_pairs
+def wrong_image(
+    family: Sequence[Float[Tensor, "n ..."]], pairs: Pairs, label: Int[Tensor, " n"], *, of: Paired = cosine
+) -> Iterator[Float[Tensor, " n"]]:
+    """``of`` between the first model's map and the second model's map of another image of the same class.
+
+    What two maps share although they explain different images: the baseline of every agreement. The
+    other image is the next of that class in the examples' order, the first after the last. NaN where a
+    class has one example only.
+
+    Args:
+        of: The agreement whose baseline this is.
+    """
+    partner = next_of_class(label)
+    alone = partner == torch.arange(len(label), device=label.device)
+    everybody = [*family, *(maps[partner] for maps in family)]
+    others = [(a, len(family) + b) for a, b in pairs]
+    for value in over_family(of, everybody, others):
+        yield value.masked_fill(alone, torch.nan)
+
+
+def next_of_class(label: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
+    """For each example, the next one of its class, the first after the last; itself where it is the only one."""
+    order = torch.argsort(label, stable=True)
+    partner = torch.empty_like(order)
+    for kind in set(label.tolist()):
+        mine = order[label[order] == kind]
+        partner[mine] = mine.roll(-1)
+    return partner
+
+
+def _directions(rows: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+    """Rows of length one; NaN where a row has no direction."""
+    length: Tensor = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    return rows / length
+
+
+def mean_ranks(rows: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+    """Ranks 1 to d within each row, equal values sharing their mean rank; NaN throughout where a row holds NaN."""
+    values = rows.cpu().numpy()
+    order = values.argsort(1)
+    ordered = np.take_along_axis(values, order, 1)
+    place = np.arange(1, values.shape[1] + 1)
+    new = np.ones(values.shape, dtype=bool)  # where a run of equal values begins
+    new[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+    last = np.ones(values.shape, dtype=bool)  # where it ends
+    last[:, :-1] = new[:, 1:]
+    begin = np.maximum.accumulate(np.where(new, place, 0), 1)
+    end = np.minimum.accumulate(np.where(last, place, values.shape[1])[:, ::-1], 1)[:, ::-1]
+    ranks = np.empty(values.shape)
+    np.put_along_axis(ranks, order, (begin + end) / 2, 1)
+    ranks[np.isnan(values).any(1)] = np.nan
+    return torch.from_numpy(ranks).to(rows.device)
+
+
+def _products(rows: Sequence[Float[Tensor, "n d"]], pairs: Pairs) -> Iterator[Float[Tensor, " n"]]:
+    for a, b in pairs:
+        yield torch.linalg.vecdot(rows[a], rows[b]).clamp(-1, 1)

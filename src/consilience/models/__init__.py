@@ -1,0 +1,1 @@
+"""Shape and classes to modules that give logits."""

@@ -1,0 +1,72 @@
+"""Measures of two models' maps, written once for a family and a list of its pairs."""
+
+import functools
+import inspect
+import typing
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Concatenate, ParamSpec, TypeVar, overload
+
+from torch import Tensor
+
+P = ParamSpec("P")
+R = TypeVar("R")
+Pairs = Sequence[tuple[int, int]]
+
+
+class Maps(Sequence[Tensor]):
+    """A family's maps, each fetched when it is asked for and not kept."""
+
+    def __init__(self, size: int, fetch: Callable[[int], Tensor]) -> None:
+        self.size, self.fetch = size, fetch
+
+    def __len__(self) -> int:
+        return self.size
+
+    @overload
+    def __getitem__(self, index: int) -> Tensor: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Tensor]: ...
+
+    def __getitem__(self, index: int | slice) -> Tensor | Sequence[Tensor]:
+        if isinstance(index, slice):
+            chosen = range(self.size)[index]
+            return Maps(len(chosen), lambda i: self.fetch(chosen[i]))
+        return self.fetch(range(self.size)[index])
+
+
+def over_pairs(
+    family_form: Callable[Concatenate[Sequence[Any], Pairs, P], Iterator[R]],
+) -> Callable[..., R]:
+    """The plain measure ``(maps, other, ...)`` of one that is written for a family and a list of its pairs.
+
+    The function below takes the family's maps and pairs of positions in it, and yields one result a
+    pair; what depends on one model alone it calculates once. Called with two sets of maps, it is the
+    plain measure.
+    """
+
+    def plain(maps: Any, other: Any, *args: P.args, **options: P.kwargs) -> R:
+        return next(iter(family_form([maps, other], [(0, 1)], *args, **options)))
+
+    signature = inspect.signature(family_form)
+    (_, family), (_, _), *rest = signature.parameters.items()
+    hints = typing.get_type_hints(family_form, include_extras=True)
+    (one,), (result,) = typing.get_args(hints["family"]), typing.get_args(hints["return"])
+    renamed = [family.replace(name=name, annotation=one) for name in ("maps", "other")]
+    plain.__name__, plain.__qualname__ = family_form.__name__, family_form.__qualname__
+    plain.__module__, plain.__doc__ = family_form.__module__, family_form.__doc__
+    kept = {name: hint for name, hint in hints.items() if name not in ("family", "pairs", "return")}
+    plain.__annotations__ = {"maps": one, "other": one, **kept, "return": result}
+    signature = signature.replace(parameters=[*renamed, *(p for _, p in rest)], return_annotation=result)
+    plain.__dict__.update(__signature__=signature, over_pairs=family_form)
+    return plain
+
+
+def over_family(measure: Callable[..., R], family: Sequence[Tensor], pairs: Pairs, **given: Any) -> Iterator[R]:
+    """A paired measure of each pair of a family, with shared work where the measure knows how to share it."""
+    configured = measure if isinstance(measure, functools.partial) else functools.partial(measure)
+    shared = getattr(configured.func, "over_pairs", None)
+    if shared is None:
+        return (configured(maps=family[a], other=family[b], **given) for a, b in pairs)
+    results: Iterator[R] = shared(family, pairs, *configured.args, **configured.keywords, **given)
+    return results

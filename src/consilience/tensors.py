@@ -1,0 +1,161 @@
+"""The types that flow between the rooms, and what several rooms do with tensors."""
+
+from collections.abc import Callable, Iterator
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from consilience.errors import ModelError, SpecError
+
+Attribution = Callable[[nn.Module, Tensor, Tensor], Tensor]
+"""``(model, x [n, c, h, w], target [n]) -> maps [n, c, h, w]``."""
+
+Score = Callable[[Tensor, Tensor], Tensor]
+"""``(logits [n, k], target [n]) -> [n]``: what is explained."""
+
+Paired = Callable[..., Tensor]
+"""``(maps, other) -> [n]``: how alike two sets of maps of the same examples are."""
+
+Channels = Literal["sum", "sum_abs", "max_abs", "keep"]
+"""How the channels of a map are joined before it is measured."""
+
+Normalisation = Literal["none", "l2"]
+"""How a map is scaled before it is measured: not at all, or to length one."""
+
+Baseline = float | Literal["mean"]
+"""A value for every pixel, or ``"mean"``: the mean pixel of the data, which the model holds."""
+
+
+class Table(NamedTuple):
+    """Values of a family: a row for each pair of its members, a column for each example. NaN is undefined."""
+
+    a: tuple[int, ...]
+    b: tuple[int, ...]
+    differs: tuple[tuple[str, ...], ...]
+    """In what the two members of a pair differ."""
+    example: Tensor
+    label: Tensor
+    value: Tensor
+
+
+class Row(NamedTuple):
+    """One line of a summary. NaN is undefined; an interval is at the level that the summary states."""
+
+    name: str
+    pairs: int
+    n: int
+    undefined: int
+    estimate: float
+    low: float
+    high: float
+    p: float = float("nan")
+
+
+CHUNK_BYTES = 16 * 2**20  # of saved activations; larger chunks leave the processor's cache and page
+CHUNK_ROWS = 1024  # examples; nothing is gained by more, however small the model
+
+
+@runtime_checkable
+class Split(Protocol):
+    """A convolutional model in two parts, so that what lies between can be differentiated without hooks."""
+
+    split: bool
+
+    def features(self, x: Tensor) -> Tensor:
+        """The last maps that have a plane, ``[n, c, h, w]``."""
+
+    def head(self, features: Tensor) -> Tensor:
+        """Logits ``[n, k]`` of those maps."""
+
+
+@runtime_checkable
+class Ensemble(Protocol):
+    """A model that is a mean of others."""
+
+    members: nn.ModuleList
+
+
+def join_channels(maps: Tensor, channels: Channels) -> Tensor:
+    """Maps ``[n, c, h, w]`` as ``[n, h, w]``, or untouched for ``keep``."""
+    if channels == "keep":
+        return maps
+    if channels == "sum":
+        return maps.sum(1)
+    if channels == "sum_abs":
+        return maps.abs().sum(1)
+    return maps.abs().amax(1)
+
+
+def prepare(maps: Tensor, channels: Channels, normalise: Normalisation, pool: int | None) -> Tensor:
+    """Maps ``[n, c, h, w]`` as a measure gets them: channels joined, then scaled, then averaged to a grid."""
+    joined = join_channels(maps, channels)
+    if normalise == "l2":
+        length = joined.flatten(1).norm(dim=1)
+        joined = joined / length.view(-1, *[1] * (joined.ndim - 1))  # a map of zeros has no direction: NaN
+    if pool is not None:
+        joined = torch.nn.functional.adaptive_avg_pool2d(joined, pool)
+    return joined
+
+
+def start_of(x: Tensor, baseline: Baseline, model: nn.Module) -> Tensor:
+    """The image of one baseline for every example, shaped as ``x``.
+
+    Raises:
+        ModelError: ``"mean"`` was asked for and the model holds no mean pixel.
+    """
+    if isinstance(baseline, str):
+        mean = getattr(model, "pixel_mean", None)
+        if not isinstance(mean, Tensor):
+            raise ModelError(
+                "baseline 'mean': expected a model that holds its data's mean pixel, "
+                f"found {type(model).__name__}; wrap it with normalised(model, mean, sd) or give a number"
+            )
+        return mean.to(x).expand_as(x)
+    return torch.full_like(x, baseline)
+
+
+def check_batch(model: nn.Module, x: Tensor, target: Tensor) -> None:
+    """Refuse what no method can explain.
+
+    Raises:
+        SpecError: ``x`` is not a batch of float images, or ``target`` is not one class an image.
+    """
+    if x.ndim != 4 or not x.is_floating_point():
+        raise SpecError(
+            f"x: expected float images [n, c, h, w], found {x.dtype} {list(x.shape)}; "
+            "add the missing axes or convert it"
+        )
+    if target.shape != x.shape[:1] or target.is_floating_point() or target.dtype == torch.bool:
+        raise SpecError(
+            f"target: expected {len(x)} class numbers, found {target.dtype} {list(target.shape)}; "
+            "give one integer an image"
+        )
+
+
+def saved_bytes(model: nn.Module, x: Tensor) -> int:
+    """Bytes of activations that one backward pass through ``model(x)`` keeps."""
+    kept: dict[int, int] = {}
+
+    def count(tensor: Tensor) -> Tensor:
+        kept[tensor.data_ptr()] = tensor.nbytes
+        return tensor
+
+    own = {p.data_ptr() for p in model.parameters()}
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(count, lambda t: t):
+        model(x.detach().requires_grad_())
+    return sum(size for pointer, size in kept.items() if pointer not in own)
+
+
+def rows_per_chunk(model: nn.Module, x: Tensor) -> int:
+    """How many examples one forward and backward pass takes within the memory budget: 1 to ``CHUNK_ROWS``."""
+    if len(x) == 0:
+        return 1
+    torch.empty(32 * 2**20 - 2**13, dtype=torch.uint8)  # untouched; once freed, glibc no longer pages each chunk out
+    return max(1, min(CHUNK_ROWS, CHUNK_BYTES // max(1, saved_bytes(model, x[:1]))))
+
+
+def slices(total: int, size: int) -> Iterator[slice]:
+    """Consecutive slices of at most ``size`` that cover ``range(total)``."""
+    for start in range(0, total, size):
+        yield slice(start, min(start + size, total))

@@ -1,0 +1,257 @@
+"""The training loop, top to bottom.
+
+A training has four chances: the weights it begins with, the order of the examples, the noise inside
+the model (dropout), and the augmentation. Each is drawn from a seed of its own, keyed by the epoch,
+so that one can be varied while the others stay, and an interrupted training needs no random state.
+An epoch's number is how many are finished: 0 is the model as it was built.
+"""
+
+import contextlib
+import functools
+import math
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from consilience.data.examples import Batch, Examples, checked
+from consilience.errors import DataError, ModelError, SpecError
+from consilience.rng import Rng, keyed, number, permutation
+from consilience.tensors import slices
+from consilience.training.checkpoint import Epoch, Standing, digest, resume, save, weights
+from consilience.training.optimizers import Schedule
+
+
+class Chances(NamedTuple):
+    """The seed of each chance."""
+
+    init: int = 0
+    order: int = 0
+    noise: int = 0
+    augment: int = 0
+
+
+class Progress(NamedTuple):
+    """What is told after an epoch."""
+
+    epoch: int
+    epochs: int
+    loss: float
+    seconds: float
+    """That this epoch took."""
+
+
+class Trained(NamedTuple):
+    """What comes out of a training."""
+
+    weights: dict[str, Tensor]
+    kept: dict[int, dict[str, Tensor]]
+    """Weights after the epochs that were to be kept."""
+    history: list[Epoch]
+    """Mean loss and learning rate of each epoch."""
+
+
+Objective = Callable[..., Tensor]
+"""``(model, batch) -> loss``; may ask for ``rng``."""
+
+Augmentation = Callable[[Tensor, Rng], Tensor]
+"""``(x, rng) -> x``."""
+
+
+def quietly(_: Progress) -> None:
+    """Tell nobody."""
+
+
+def train(
+    build: Callable[[], nn.Module],
+    examples: Examples,
+    *,
+    objective: Objective,
+    optimizer: Callable[[Iterator[nn.Parameter]], Schedule],
+    epochs: int,
+    batch_size: int,
+    chances: Chances,
+    augmentation: Augmentation | None = None,
+    keep: Sequence[int] = (),
+    checkpoint: Path | None = None,
+    on_epoch: Callable[[Progress], None] = quietly,
+    device: str = "cpu",
+) -> Trained:
+    """Weights that the objective made small on the examples: the same ones every time on one machine.
+
+    Torch computes with one thread and deterministic kernels meanwhile; these settings and the
+    global random state are afterwards as they were.
+
+    Args:
+        objective: Loss of a model on a batch.
+        optimizer: Parameters to an optimizer and its rates.
+        epochs: How often every example is seen.
+        batch_size: Examples a step; the last step of an epoch takes what is left.
+        chances: The seed of each chance.
+        augmentation: What is done to the pixels of each example, anew in every epoch.
+        keep: Epochs whose weights are returned besides the last one's.
+        checkpoint: A folder of its own; a training that was interrupted goes on from there, bit for bit.
+        on_epoch: Called after every epoch, when its checkpoint is written.
+        device: Where the model is trained. Its weights begin alike everywhere.
+
+    Raises:
+        SpecError: Epochs or a batch size that cannot be.
+        DataError: There is no example, or one holds what is no pixel.
+        ModelError: The loss or a weight turned NaN or infinite.
+        ArtifactError: The checkpoint is damaged, or of another training.
+    """
+    _check(examples, epochs, batch_size, keep)
+    with steady(device), torch.enable_grad():
+        model = _built(build, chances.init).to(device).train()
+        schedule = optimizer(model.parameters())
+        start = weights(model)
+        standing = Standing(model, schedule.optimizer, {0: start} if 0 in keep else {}, [])
+        recipe = {
+            "data": examples.fingerprint, "start": digest(start), "objective": _spelled(objective),
+            "optimizer": _rule(schedule, epochs), "epochs": epochs, "batch_size": batch_size, "chances": [*chances],
+            "augmentation": _spelled(augmentation), "keep": sorted({*keep}), "device": torch.device(device).type,
+            "torch": torch.__version__,
+        }  # fmt: skip
+        if checkpoint is not None:
+            resume(checkpoint, recipe, standing)
+        for epoch in range(len(standing.history), epochs):
+            began, rate = time.perf_counter(), schedule.rate(epoch)
+            for group in schedule.optimizer.param_groups:
+                group["lr"] = rate
+            batches = _batches(examples, epoch, batch_size, chances, augmentation)
+            loss = _epoch(standing, batches, objective, epoch, chances.noise, device)
+            standing.history.append(Epoch(loss=loss, rate=rate))
+            if epoch + 1 in keep:
+                standing.kept[epoch + 1] = weights(model)
+            if checkpoint is not None:
+                save(checkpoint, recipe, standing)
+            on_epoch(Progress(epoch + 1, epochs, loss, time.perf_counter() - began))
+        return Trained(weights(model), standing.kept, standing.history)
+
+
+def _batches(
+    examples: Examples, epoch: int, batch_size: int, chances: Chances, augmentation: Augmentation | None
+) -> Iterator[Batch]:
+    """Every example once, in this epoch's order."""
+    order = permutation(len(examples), "order", chances.order, epoch).tolist()
+    for rows in slices(len(order), batch_size):
+        batch = checked(examples.batch(order[rows]))
+        if augmentation is not None:
+            batch = batch._replace(x=augmentation(batch.x, Rng(chances.augment, order[rows]).at(epoch)))
+        yield batch
+
+
+def _epoch(
+    standing: Standing, batches: Iterable[Batch], objective: Objective, epoch: int, noise: int, device: str
+) -> float:
+    """A step for each batch; the mean loss of the model as it was when it saw an example."""
+    total, seen, last = 0.0, 0, math.nan
+    with _forked(device):
+        for step, batch in enumerate(batches):
+            _seed(number("noise", noise, epoch, step), device)
+            rng = Rng(noise, batch.ids.tolist()).at("objective").at(epoch)
+            loss = keyed(objective, rng)(standing.model, _on(device, batch))
+            value = loss.item()
+            if not math.isfinite(value):
+                raise ModelError(
+                    f"training, epoch {epoch + 1}, step {step + 1}: expected a finite loss, found {value} (the last "
+                    f"finite loss of this epoch was {last:.4g}); try a smaller learning rate, or look for a division "
+                    "by zero in the objective"
+                )
+            standing.optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            standing.optimizer.step()
+            total, seen, last = total + value * len(batch.ids), seen + len(batch.ids), value
+    _check_weights(standing.model, epoch)
+    return total / seen
+
+
+@contextlib.contextmanager
+def steady(device: str = "cpu") -> Iterator[None]:
+    """One torch thread and deterministic kernels inside; as it was before afterwards."""
+    threads = torch.get_num_threads()
+    strict, lenient = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    memory: Any = torch.utils.deterministic
+    benchmark, fill = torch.backends.cudnn.benchmark, memory.fill_uninitialized_memory
+    workspace = os.environ.get("CUBLAS_WORKSPACE_CONFIG")
+    if not device.startswith("cpu"):
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # torch asks for it, NVIDIA documents it
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+    memory.fill_uninitialized_memory = False  # a debugging aid that costs a step 3 %
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(strict, warn_only=lenient)
+        torch.backends.cudnn.benchmark = benchmark
+        memory.fill_uninitialized_memory = fill
+        if workspace is None:
+            os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
+
+
+def _built(build: Callable[[], nn.Module], seed: int) -> nn.Module:
+    with _forked("cpu"):
+        _seed(number("init", seed), "cpu")
+        return build()
+
+
+def _forked(device: str) -> contextlib.AbstractContextManager[None]:
+    """The global generators of the processor and of this device may be seeded inside; afterwards they are as before."""
+    if device == "cpu":
+        return torch.random.fork_rng(devices=[])
+    return torch.random.fork_rng(devices=[device], device_type=torch.device(device).type)
+
+
+def _seed(seed: int, device: str) -> None:
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed every device there is
+    if device != "cpu":
+        accelerator = torch.get_device_module(device)
+        with accelerator.device(device):
+            accelerator.manual_seed(seed)
+
+
+def _on(device: str, batch: Batch) -> Batch:
+    return Batch._make(part if part is None else part.to(device) for part in batch)
+
+
+def _check(examples: Examples, epochs: int, batch_size: int, keep: Sequence[int]) -> None:
+    if len(examples) == 0:
+        raise DataError("training: expected at least one example, found none; look into the data set's folder")
+    if epochs < 0 or batch_size < 1:
+        raise SpecError(
+            f"training: expected epochs >= 0 and a batch size >= 1, found {epochs} and {batch_size}; change them"
+        )
+    if any(not 0 <= epoch <= epochs for epoch in keep):
+        raise SpecError(f"keep: expected epochs from 0 to {epochs}, found {list(keep)}; leave the others out")
+
+
+def _check_weights(model: nn.Module, epoch: int) -> None:
+    for name, parameter in model.named_parameters():
+        if not parameter.isfinite().all():
+            raise ModelError(
+                f"training, epoch {epoch + 1}: expected finite weights, found NaN or infinity in '{name}' although the "
+                "loss was finite; try a smaller learning rate, or look for a square root of zero in the objective"
+            )
+
+
+def _rule(schedule: Schedule, epochs: int) -> list[Any]:
+    """An optimizer, so that another one, or the same with another option, is spelled differently."""
+    groups = [{k: str(v) for k, v in g.items() if k != "params"} for g in schedule.optimizer.param_groups]
+    return [type(schedule.optimizer).__name__, groups, [schedule.rate(epoch) for epoch in range(epochs)]]
+
+
+def _spelled(part: Any) -> Any:
+    """A component, configured, as text: its name and its options."""
+    if isinstance(part, functools.partial):
+        options = {name: _spelled(value) for name, value in sorted(part.keywords.items())}
+        return [_spelled(part.func), *map(_spelled, part.args), options]
+    return f"{part.__module__}.{part.__qualname__}" if hasattr(part, "__qualname__") else repr(part)
