@@ -2,6 +2,8 @@
 
 import pytest
 
+from tests.experiment.fixtures import _tiny, copied, made, order, tiny, tiny_file, trials  # noqa: F401
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--golden", action="store_true", help="write the golden files anew")

@@ -141,6 +141,20 @@ def test_the_answer_says_what_the_interval_says(values, words):
     assert all(word in answer(line(*values)) for word in words)
 
 
+def test_the_answer_names_the_factor_that_changes_explanations_most():
+    overall, init, order = line(0.6, 0.5, 0.7), line(0.3, 0.2, 0.4), line(0.8, 0.7, 0.9)
+    init.column, order.column = "init", "order"
+    assert answer(overall, [overall, init, order]).endswith("They are least alike where they differ in init (0.30).")
+    assert "least alike" not in answer(overall, [overall, init])
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(None, "\u2013"), (0.456, "0.46"), (-0.456, "\u22120.46"), (-0.001, "0.00")]
+)
+def test_numbers_are_shown_with_a_true_minus_and_no_negative_zero(value, text):
+    assert number(value) == text
+
+
 def test_colours_show_the_sign():
     picture = signed(torch.tensor([[-1.0, 0.0, 1.0, float("nan")]]), 1.0)
     pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(picture.split(",")[1])))).tolist()[0]

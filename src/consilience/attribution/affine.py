@@ -34,10 +34,10 @@ RESHAPE = _named("flatten reshape view unflatten squeeze unsqueeze")
 LAYER = _named("conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d linear")
 PRODUCT = _named("matmul mm bmm")
 ANY_OPERAND = PRODUCT | _named("add sub mul rsub __rsub__")
+TURN = _named("permute transpose")
 FIRST_OPERAND = (
-    RESHAPE
-    | LAYER
-    | _named("neg div true_divide permute transpose contiguous clone to float double pad interpolate")
+    (RESHAPE | TURN | LAYER)
+    | _named("neg div true_divide contiguous clone to float double pad interpolate")
     | _named("avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d")
 )
 UNLESS_TRAINING = frozenset({F.batch_norm, F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout})
@@ -141,18 +141,20 @@ def find_prefix(model: nn.Module, x: Tensor, start: Tensor, target: Tensor, scor
 def _mean_slope(
     prefix: Prefix, model: nn.Module, x: Tensor, start: Tensor, target: Tensor, nodes: Tensor, score: Score, rows: int
 ) -> Tensor:
-    maps = torch.empty_like(x)
-    for some in slices(len(x), max(1, rows // len(nodes))):
-        pixels = x[some].detach().requires_grad_()
+    maps, at_once = torch.empty_like(x), max(1, rows // len(nodes))
+    for block in slices(len(x), at_once * max(1, rows // (8 * at_once))):  # the layers run on more than one line
+        pixels, classes = x[block].detach().requires_grad_(), target[block]
         with torch.enable_grad():
             end = prefix.before(pixels)
         with torch.no_grad():
-            begin = prefix.before(start[some])
+            one = start.stride(0) == 0  # a baseline: one image for all
+            begin = prefix.before(start[:1]).expand_as(end) if one else prefix.before(start[block])
             way = end - begin
-        total = torch.zeros_like(begin)
-        for part in even_slices(len(nodes), rows):
-            total += _slope_sum(prefix, model, begin, way, target[some], nodes[part], score, x)
-        (maps[some],) = torch.autograd.grad(end, pixels, total / len(nodes))
+        total = torch.zeros_like(way)
+        for some in slices(len(way), at_once):
+            for part in even_slices(len(nodes), rows):
+                total[some] += _slope_sum(prefix, model, begin[some], way[some], classes[some], nodes[part], score, x)
+        (maps[block],) = torch.autograd.grad(end, pixels, total.div_(len(nodes)))
     return maps
 
 
@@ -231,6 +233,8 @@ class _Record(_Follow):
             known = slot == 0 and not bound.arguments["training"]
         else:
             known = function in ANY_OPERAND or (function in FIRST_OPERAND and slot == 0)
+        if function in TURN and out.stride(0) != args[0].stride(0):  # examples are no longer the first axis
+            return False
         return (
             known
             and isinstance(out, Tensor)

@@ -45,7 +45,7 @@ def integrated_gradients(
         mean = mean_on_line(of, model, x, start, target, nodes, rng)
     else:
         mean = mean_line_gradient(model, x, start, target, nodes, score)
-    return (x - start) * mean
+    return mean.mul_(x - start)
 
 
 def mean_line_gradient(
@@ -82,7 +82,7 @@ def mean_on_line(
         for part in even_slices(len(nodes), 1 if draws else rows):
             own = keyed(of, rng.rows(range(len(x))[some]).at(part.start)) if draws and rng is not None else of
             total[some] += _sum_on_line(own, model, x[some], start[some], target[some], nodes[part])
-    return total / len(nodes)
+    return total.div_(len(nodes))
 
 
 def _sum_on_line(of: Attribution, model: nn.Module, x: Tensor, start: Tensor, target: Tensor, at: Tensor) -> Tensor:

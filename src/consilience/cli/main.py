@@ -1,5 +1,6 @@
 """The command: verb names and one-line helps are known here; a verb is imported when it runs."""
 
+import gc
 import importlib
 import os
 import sys
@@ -44,6 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def call(verb: str, words: Sequence[str]) -> int:
     """Run a verb with the rest of the words."""
+    gc.set_threshold(100_000, 50, 50)  # importing torch makes many objects and no garbage
     try:
         if verb not in VERBS:
             print(f"consilience: {unknown('verb', verb, VERBS)}", file=sys.stderr)

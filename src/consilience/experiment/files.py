@@ -16,10 +16,13 @@ from torch import Tensor
 
 from consilience.errors import ArtifactError
 
+NOTE = "consilience"
+
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """A safetensors file, complete or not there: written beside its name, then renamed."""
-    write_bytes(path, save({k: v.contiguous() for k, v in tensors.items()}, dict(metadata or {})))
+    note = {NOTE: json.dumps(dict(metadata), sort_keys=True)} if metadata else {}  # one: safetensors keeps no order
+    write_bytes(path, save({k: v.contiguous() for k, v in tensors.items()}, note))
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -46,15 +49,15 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """The notes in a safetensors file's header.
+    """The notes that ``write_tensors`` put into a safetensors file's header; none in others' files.
 
     Raises:
         ArtifactError: The file is missing, cut short, or something else.
     """
     try:
         with safe_open(path, framework="pt") as file:
-            return dict(file.metadata() or {})
-    except (SafetensorError, OSError) as error:
+            return dict(json.loads((file.metadata() or {}).get(NOTE, "{}")))
+    except (SafetensorError, OSError, ValueError) as error:
         raise ArtifactError(unreadable(path, error)) from None
 
 
@@ -135,5 +138,5 @@ class RowWriter:
             rows, *row = json.loads(header)[self.name]["shape"]
         except (ValueError, KeyError):  # cut off in its header: it begins anew
             return
-        if rows == self.rows:
+        if rows == self.rows and len(header) == length:
             self.start, self.shape = 8 + length, tuple(row)

@@ -2,6 +2,7 @@
 
 import functools
 import re
+from collections import Counter
 from importlib.resources import files
 from pathlib import Path
 
@@ -37,8 +38,10 @@ def report(
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["number"] = number
     template = environment.from_string(files("consilience.reporting").joinpath("page.html").read_text("utf-8"))
+    rows = Counter((line.family, line.method, line.measure) for line in page.lines)
     text = template.render(
         page=page,
+        rows_of=lambda line: rows[line.family, line.method, line.measure],
         galleries=galleries(experiment, Desk(store, Place(data))),
         references={key: reference(key) for key in page.references},
     )
@@ -53,7 +56,10 @@ def report(
 
 def number(value: float | None, digits: int = 2) -> str:
     """A number as the page shows it; a dash where it is undefined."""
-    return "\u2013" if value is None else f"{value:.{digits}f}".replace("-", "\u2212")
+    if value is None:
+        return "\u2013"
+    text = f"{value:.{digits}f}"
+    return text.removeprefix("-") if float(text) == 0 else text.replace("-", "\u2212")
 
 
 @functools.cache

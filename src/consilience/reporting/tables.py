@@ -81,7 +81,7 @@ def page_of(experiment: Experiment, store: Store) -> Page:
     ]  # fmt: skip
     return Page(
         title=experiment.name,
-        answer=[answer(line) for line in lines if line.column == "overall" and not line.control],
+        answer=[answer(line, lines) for line in lines if line.column == "overall" and not line.control],
         lines=lines,
         judged=judged,
         chosen=_chosen(experiment),
@@ -91,8 +91,8 @@ def page_of(experiment: Experiment, store: Store) -> Page:
     )
 
 
-def answer(line: Line) -> str:
-    """A line of the table as a sentence."""
+def answer(line: Line, lines: Sequence[Line] = ()) -> str:
+    """A line of the table as a sentence, with the factor that changes explanations most."""
     who = f"Explained by {line.method}, the twins"
     if line.estimate is None or line.low is None or line.high is None:
         return (
@@ -109,8 +109,24 @@ def answer(line: Line) -> str:
     return (
         f"{who} {verdict}: {line.estimate:.2f} ({interval}) on the scale from 0, maps of different images of one "
         f"class, to 1, one model explained twice; by {line.measure}, from {line.pairs} pairs of twins and "
-        f"{line.examples} images."
+        f"{line.examples} images.{_worst(line, lines)}"
     )
+
+
+def _worst(line: Line, lines: Sequence[Line]) -> str:
+    """Which factor makes twins explain least alike, where there are several."""
+    place = (line.family, line.method, line.measure)
+    factors = [
+        (other.estimate, other.column)
+        for other in lines
+        if (other.family, other.method, other.measure) == place
+        and other.column not in ("overall", "several")
+        and other.estimate is not None
+    ]
+    if len(factors) < 2:
+        return ""
+    estimate, name = min(factors)
+    return f" They are least alike where they differ in {name} ({estimate:.2f})."
 
 
 def _lines(goal: Goal, spec: Summary, experiment: Experiment, store: Store) -> Iterable[Line]:

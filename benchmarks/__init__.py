@@ -1,0 +1,1 @@
+"""Side-by-side timings against bare passes and against peers: one command each, ratios and no seconds."""
