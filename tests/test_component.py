@@ -69,6 +69,7 @@ def test_a_choice_is_written_as_a_person_would():
         ({"use": "integrated_gradients", "steps": "many"}, ["int", "str", "steps"]),
         ({"use": "integrated_gradients", "of": "logit"}, ["no attribution is named 'logit'"]),
         ({"use": "integrated_gradients", "of": {"use": "gradient", "score": 3}}, ["integrated_gradients.of.gradient"]),
+        ({"use": "integrated_gradients", "baseline": float("nan")}, ["finite", "nan", "baseline"]),
         ({"steps": 4}, ["explain[0]", "use"]),
         (len, ["explain[0]", "registered component"]),
         (7, ["explain[0]", "registered component"]),

@@ -7,6 +7,7 @@ what one chooses (options). Configuration, checks, identity, help and law tests 
 import functools
 import importlib
 import inspect
+import math
 import pkgutil
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -217,6 +218,8 @@ class Kind:
         }
         for field in msgspec.structs.fields(component.schema):
             value = getattr(values, field.name)
+            if isinstance(value, float) and not math.isfinite(value):
+                raise SpecError(f"{place}: expected a finite number, found {value} - at `$.{field.name}`")
             if field.required or value != field.default:
                 chosen[field.name] = value
         return Choice(self.name, name, component.version, dict(sorted(chosen.items())))

@@ -44,7 +44,7 @@ def contents(store):
     return {
         str(path.relative_to(store)): path.read_bytes()
         for path in sorted(Path(store).rglob("*"))
-        if path.is_file() and path.name != "provenance.json" and path.suffix != ".lock"
+        if path.is_file() and path.name != "provenance.json" and path.suffix != ".lock" and ".notes" not in path.parts
     }
 
 

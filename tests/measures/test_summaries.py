@@ -76,6 +76,12 @@ def test_nothing_defined_is_undefined_and_not_zero():
     assert row.undefined == 120
 
 
+def test_there_is_no_scale_without_a_baseline():
+    nothing = table(constant(float("nan")))
+    (row, *_) = calibrated_similarity(table(constant(0.5)), table(constant(0.9, 1)), nothing, Rng(0, []), draws=100)
+    assert np.isnan([row.estimate, row.low, row.high]).all()
+
+
 def test_the_interval_is_a_function_of_the_seed():
     value = torch.from_numpy(np.random.default_rng(1).normal(0.5, 0.2, (6, 30)))
     rows = [

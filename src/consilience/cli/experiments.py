@@ -63,17 +63,34 @@ def run_verb(
         profile: One of the file's profiles, such as smoke.
         changes: Single values laid over the file, as TOML: --set train.epochs=1. May be repeated.
     """
+    from consilience.cli import notes
+
+    folder = data_folder(data)
+    found = notes.known(store, file, folder, profile, changes)
+    if found is not None:
+        print(f"made 0, found {found}, in 0.0 s")
+        return 0
     from consilience.cli.progress import Watcher
     from consilience.experiment.executors import executor
     from consilience.experiment.run import run
+    from consilience.experiment.specs import plan
     from consilience.experiment.store import Store
 
     experiment = _loaded(file, data, profile, changes)
     with executor(on) as place, Watcher(sys.stderr) as watcher:
-        outcome = run(
-            experiment, Store(store), executor=place, data=data_folder(data), on_event=watcher.show
-        )  # fmt: skip
+        outcome = run(experiment, Store(store), executor=place, data=folder, on_event=watcher.show)
+    if not outcome.failures:
+        specs = plan(experiment.specs())
+        artifacts = [f"{spec.stage}/{spec.digest}" for spec in specs if spec in Store(store)]
+        notes.remember(store, file, folder, profile, changes, _roots(experiment, folder), artifacts)
     return _closing(outcome)
+
+
+def _roots(experiment: Experiment, data: Path | None) -> list[Path]:
+    """The folders of the data sets that an experiment reads."""
+    from consilience.experiment.desk import roots_of
+
+    return [root for one in (experiment.base.data, experiment.examples) for root in roots_of(one.choice, data)]
 
 
 def _closing(outcome: Outcome) -> int:

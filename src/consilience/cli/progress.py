@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from types import TracebackType
-from typing import TextIO
+from typing import IO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -14,7 +14,7 @@ from consilience.experiment.specs import Explain, Measure, Predict, Spec, Summar
 class Watcher:
     """Shows the events of a run."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: IO[str]) -> None:
         self.console = Console(file=stream)
         self.bar = Progress(
             TextColumn("{task.fields[what]}"), BarColumn(), MofNCompleteColumn(),

@@ -16,6 +16,7 @@ from consilience.experiment.store import Store
 from consilience.models.split import normalised
 from consilience.rng import Rng
 from consilience.tensors import slices
+from consilience.training.loop import begun
 
 
 class Place(NamedTuple):
@@ -48,6 +49,10 @@ class Desk(NamedTuple):
         """The untrained model of a training; its weights are drawn from the global generator."""
         return untrained(spec.model, self.examples(spec.data))
 
+    def source(self, spec: Train) -> nn.Module:
+        """The very model with which a training began."""
+        return begun(functools.partial(self.fresh, spec), spec.init)
+
     def model(self, subject: Subject) -> nn.Module:
         """The model that a subject names: weights loaded, edited, frozen, in evaluation mode.
 
@@ -65,8 +70,8 @@ class Desk(NamedTuple):
             model = self.fresh(source)
         loaded(model, weights, f"{source.stage} {source.digest[:12]}")
         if subject.edit is not None:
-            rng, source_model = Rng(subject.edit_seed or 0, []), functools.partial(self.fresh, source)
-            subject.edit.build(rng=rng, source=source_model)(model)
+            rng = Rng(subject.edit_seed or 0, [])
+            subject.edit.build(rng=rng, source=functools.partial(self.source, source))(model)
         return model
 
     def target(self, spec: Explain) -> Tensor:
@@ -134,12 +139,18 @@ class _Loader(NamedTuple):
 
 @functools.lru_cache(maxsize=8)
 def _load(loader: _Loader) -> Examples:
-    roles: dict[str, Any] = {}
-    for choice in loader.choice.nest:
-        if "root" in choice.component.roles:
-            roles["root"] = folder_of(choice.use, loader.data)
-    examples: Examples = loader.choice.build(**roles)()
+    roots = roots_of(loader.choice, loader.data)
+    examples: Examples = loader.choice.build(**({"root": roots[0]} if roots else {}))()
     return examples
+
+
+def roots_of(choice: Choice, data: Path | None) -> list[Path]:
+    """The folders that a data set reads, below the folder of all data sets.
+
+    Raises:
+        DataError: No data folder was named, or it holds no folder of that name.
+    """
+    return [folder_of(one.use, data) for one in choice.nest if "root" in one.component.roles]
 
 
 def folder_of(name: str, data: Path | None) -> Path:

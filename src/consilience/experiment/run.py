@@ -169,7 +169,7 @@ def run(
         raise
     failed = sum(len(failure.group) for failure in state.failures)
     return Outcome(
-        found=len(state.found),
+        found=sum(spec in store for spec in state.found),
         made=len(state.making) - failed - state.resting,
         failures=tuple(state.failures),
         resting=state.resting,

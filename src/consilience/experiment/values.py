@@ -77,7 +77,7 @@ def _source(spec: Measure, desk: Desk) -> Any:
     source = _subject(spec).source
     if not isinstance(source, Train):
         raise KeyError("source")
-    return desk.fresh(source)
+    return desk.source(source)
 
 
 def _examples(spec: Measure, desk: Desk, part: str) -> Tensor:

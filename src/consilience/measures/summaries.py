@@ -78,7 +78,7 @@ def _with_bootstrap(
         _weighted(baseline, pairs, examples),
     )
     scale = means.floor - means.baseline
-    if not np.nanpercentile(scale[1:], 2.5) > 0:
+    if np.isnan(scale).any() or np.percentile(scale[1:], 2.5) <= 0:
         return float("nan"), np.full(draws, np.nan)
     value = (means.agreement - means.baseline) / scale
     return float(value[0]), value[1:]

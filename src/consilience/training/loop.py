@@ -106,7 +106,7 @@ def train(
     """
     _check(examples, epochs, batch_size, keep)
     with steady(device), torch.enable_grad():
-        model = _built(build, chances.init).to(device).train()
+        model = begun(build, chances.init).to(device).train()
         schedule = optimizer(model.parameters())
         start = weights(model)
         standing = Standing(model, schedule.optimizer, {0: start} if 0 in keep else {}, [])
@@ -198,7 +198,8 @@ def steady(device: str = "cpu") -> Iterator[None]:
             os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
 
 
-def _built(build: Callable[[], nn.Module], seed: int) -> nn.Module:
+def begun(build: Callable[[], nn.Module], seed: int) -> nn.Module:
+    """The model with the weights that a training with this seed of ``init`` begins with."""
     with _forked("cpu"):
         _seed(number("init", seed), "cpu")
         return build()

@@ -14,7 +14,7 @@ from consilience.data.views import First
 
 
 @dataset(version=1)
-def damaged(*, of: Dataset = mnist10k, count: int = 12, pixel: float = float("nan"), example: int = 5):
+def damaged(*, of: Dataset = mnist10k, count: int = 12, pixel: str = "nan", example: int = 5):
     """Digits, one of which has a pixel that is none.
 
     Args:
@@ -23,7 +23,7 @@ def damaged(*, of: Dataset = mnist10k, count: int = 12, pixel: float = float("na
         pixel: What it has instead.
         example: Which digit.
     """
-    return Damaged(of(), count, pixel, example)
+    return Damaged(of(), count, float(pixel), example)
 
 
 class Damaged(First):

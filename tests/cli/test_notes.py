@@ -1,0 +1,78 @@
+"""A run that finds everything knows so without torch, and only while nothing that it rests on has changed."""
+
+import shutil
+
+import pytest
+
+from consilience.cli import notes
+from consilience.cli.main import call
+
+
+@pytest.fixture
+def finished(tmp_path, monkeypatch):
+    """A store with two artifacts, a package, a data folder, and a note of a run over them."""
+    monkeypatch.setattr(notes, "entry_points", lambda group: [])
+    package, data, store, file = (tmp_path / name for name in ("package", "data", "store", "experiment.toml"))
+    for folder in (package, data, store / "train" / "a", store / "explain" / "b"):
+        folder.mkdir(parents=True)
+    (package / "code.py").write_text("x = 1")
+    (data / "images").write_bytes(b"pixels")
+    file.write_text("name = 'one'")
+    monkeypatch.setattr(notes, "PACKAGE", package)
+    notes.remember(store, file, data, None, (), [data], ["train/a", "explain/b"])
+    return tmp_path
+
+
+def known(folder, profile=None, changes=()):
+    return notes.known(folder / "store", folder / "experiment.toml", folder / "data", profile, changes)
+
+
+def test_a_finished_run_is_known(finished):
+    assert known(finished) == 2
+
+
+def test_another_profile_or_change_or_store_is_another_run(finished):
+    assert known(finished, profile="smoke") is None
+    assert known(finished, changes=("train.epochs=1",)) is None
+    assert notes.known(finished / "elsewhere", finished / "experiment.toml", finished / "data", None, ()) is None
+
+
+@pytest.mark.parametrize("path", ["experiment.toml", "package/code.py", "data/images"])
+def test_what_the_run_read_may_not_have_changed(finished, path):
+    (finished / path).write_text("something else")
+    assert known(finished) is None
+
+
+@pytest.mark.parametrize("path", ["package/new.py", "data/new"])
+def test_nothing_may_have_come_to_what_the_run_read(finished, path):
+    (finished / path).write_text("")
+    assert known(finished) is None
+
+
+def test_every_artifact_must_be_there(finished):
+    shutil.rmtree(finished / "store" / "explain" / "b")
+    assert known(finished) is None
+
+
+def test_a_damaged_note_is_no_note(finished):
+    (note,) = (finished / "store" / notes.FOLDER).iterdir()
+    note.write_text(note.read_text()[:-9])
+    assert known(finished) is None
+
+
+def test_with_plug_ins_nothing_is_noted(finished, monkeypatch):
+    monkeypatch.setattr(notes, "entry_points", lambda group: ["a plug-in"])
+    notes.remember(finished / "store", finished / "experiment.toml", finished / "data", "smoke", (), [], [])
+    assert known(finished, profile="smoke") is None
+
+
+def test_a_second_run_says_the_same_as_a_look_inside(tiny_file, tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(notes, "entry_points", lambda group: [])
+    words = [str(tiny_file), "--store", str(tmp_path / "store")]
+    assert call("run", words) == 0
+    made = capfd.readouterr().out.split(",")[0]
+    assert call("run", words) == 0
+    assert capfd.readouterr().out.startswith(f"made 0, found {made.removeprefix('made ')}, in 0.0 s")
+    shutil.rmtree(tmp_path / "store" / notes.FOLDER)
+    assert call("run", words) == 0
+    assert capfd.readouterr().out.startswith(f"made 0, found {made.removeprefix('made ')}")
