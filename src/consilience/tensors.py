@@ -52,7 +52,7 @@ class Row(NamedTuple):
     p: float = float("nan")
 
 
-CHUNK_BYTES = 16 * 2**20  # of saved activations; larger chunks leave the processor's cache and page
+CHUNK_BYTES = 32 * 2**20  # of saved activations; larger chunks leave the processor's cache and page
 CHUNK_ROWS = 1024  # examples; nothing is gained by more, however small the model
 
 

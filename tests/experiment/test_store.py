@@ -187,6 +187,24 @@ def test_a_store_where_a_file_is_cannot_be_made(tmp_path, place):
         Store(tmp_path / place)
 
 
+def test_a_store_cannot_be_made_where_the_system_makes_no_folders(monkeypatch, tmp_path):
+    def refuses(path, *args, **options):
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory", str(path))
+
+    monkeypatch.setattr("pathlib.Path.mkdir", refuses)
+    with pytest.raises(DiskError, match="expected a place where a folder can be made"):
+        Store(tmp_path / "store")
+
+
+def test_a_draft_that_somebody_works_on_is_not_a_left_over(tiny, tmp_path):
+    group = [of_stage(tiny, "train")]
+    with contextlib.suppress(RuntimeError), Store(tmp_path).draft(group) as draft:
+        assert draft.is_dir()
+        assert Store(tmp_path).drafts() == []
+        raise RuntimeError("half way")
+    assert Store(tmp_path).drafts() == [draft]
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_a_store_in_a_folder_that_is_not_ours_cannot_be_made(tmp_path):
     tmp_path.chmod(0o500)

@@ -178,9 +178,10 @@ def prune_verb(
     store: Path = Path("store"),
     data: Path | None = None,
     profile: str | None = None,
+    changes: Changes = (),
     yes: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
 ) -> int:
-    """Remove artifacts that none of the experiment files needs, and drafts that were never finished.
+    """Remove artifacts that none of the experiment files needs, and drafts that were not finished.
 
     Without --yes it only says what it would remove.
 
@@ -189,6 +190,7 @@ def prune_verb(
         store: Folder of the artifacts.
         data: Folder of the data sets, one folder each (default: CONSILIENCE_DATA).
         profile: The files' profile, such as smoke.
+        changes: Single values laid over the files, as TOML: --set train.epochs=1. May be repeated.
         yes: Remove them.
     """
     from consilience.errors import SpecError
@@ -196,7 +198,7 @@ def prune_verb(
 
     if not files:
         raise SpecError("prune: expected the experiment files whose artifacts are kept, found none; name them")
-    needed = {spec.digest for file in files for spec in plan(_loaded(file, data, profile).specs())}
+    needed = {spec.digest for file in files for spec in plan(_loaded(file, data, profile, changes).specs())}
     opened = _opened(store)
     folders = [folder for folder in opened.artifacts() if folder.name not in needed] + opened.drafts()
     size = sum(file.stat().st_size for folder in folders for file in folder.rglob("*") if file.is_file())

@@ -151,8 +151,15 @@ class Store:
             return 0.0
 
     def drafts(self) -> list[Path]:
-        """What was begun and not finished."""
-        return sorted((self.root / ".drafts").iterdir())
+        """What was begun and not finished, and what nobody is working on."""
+        return [draft for draft in sorted((self.root / ".drafts").iterdir()) if self._idle(draft.name)]
+
+    def _idle(self, name: str) -> bool:
+        try:
+            with FileLock(self.root / ".locks" / f"{name}.lock", timeout=0):
+                return True
+        except Timeout:
+            return False
 
     @contextlib.contextmanager
     def _alone(self, name: str) -> Iterator[None]:
@@ -178,7 +185,12 @@ class Store:
                 "name another folder with --store"
             )
         for folder in FOLDERS:
-            (self.root / folder).mkdir(parents=True, exist_ok=True)
+            try:
+                (self.root / folder).mkdir(parents=True, exist_ok=True)
+            except FileNotFoundError:
+                raise DiskError(
+                    f"{self.root}: expected a place where a folder can be made, found none; name another with --store"
+                ) from None
         with self._alone("store"):
             if not (self.root / MARKER).exists():
                 write_bytes(self.root / MARKER, json.dumps(FORMAT).encode())
