@@ -15,8 +15,8 @@ from consilience.experiment.config import load
 from consilience.experiment.families import Retrain
 from consilience.experiment.files import write_tensors
 from consilience.experiment.forecast import forecast
-from consilience.experiment.run import _State, missing, run
-from consilience.experiment.specs import Explain, Measure, Predict, Summary, Train, plan
+from consilience.experiment.run import _State, run
+from consilience.experiment.specs import Explain, Measure, Predict, Summary, Train, groups, plan
 from consilience.experiment.store import Store
 
 
@@ -43,7 +43,7 @@ def test_a_run_makes_what_is_missing_and_what_it_needs(tiny, copied):
     summary = next(spec for spec in plan(tiny.specs()) if isinstance(spec, Summary))
     for spec in (summary, summary.table[0].measure, summary.table[0].measure.of):
         store.folder(spec).rename(copied.parent / spec.digest)
-    assert [[spec.stage for spec in group] for group in missing(tiny.specs(), store)] == [
+    assert [[spec.stage for spec in group] for group in groups(plan(tiny.specs(), store))] == [
         ["explain"], ["measure"], ["summary"]
     ]  # fmt: skip
     assert run(tiny, store).made == 3
@@ -80,7 +80,7 @@ def test_a_failed_job_stops_what_rests_on_it_and_nothing_else(small, tmp_path, o
     assert outcome.resting == sum(map(rests, specs)) - 1
     assert outcome.made == sum(not rests(spec) for spec in specs)
     assert [event.what for event in events].count("failed") == 1
-    assert (events[-1].done, events[-1].total) == (len(missing(specs, None)), len(missing(specs, None)))
+    assert (events[-1].done, events[-1].total) == (len(groups(plan(specs))), len(groups(plan(specs))))
 
 
 def test_the_report_of_a_failed_run_says_how_much_is_missing(small, tmp_path, one_twin_fails):
@@ -191,7 +191,7 @@ def test_an_interruption_while_a_run_tells_its_events_keeps_what_is_complete(sma
 def test_events_tell_every_group_when_it_begins_and_when_it_is_done(small, tmp_path):
     events = []
     run(small, tmp_path, on_event=events.append)
-    total = len(missing(small.specs(), None))
+    total = len(groups(plan(small.specs())))
     assert [event.done for event in events if event.what == "start"] == list(range(total))
     assert [event.done for event in events if event.what == "done"] == list(range(1, total + 1))
     assert {event.total for event in events} == {total}
@@ -252,7 +252,7 @@ def test_a_forecast_counts_what_is_there_and_knows_costs_from_what_was_made(tiny
         ("train", 0), ("predict", 0), ("measure", 0), ("explain", 0), ("summary", 0)
     ]  # fmt: skip
     assert sum(row.lacking for row in nothing) == 113
-    assert sum(row.jobs for row in nothing) == len(missing(tiny.specs(), None))
+    assert sum(row.jobs for row in nothing) == len(groups(plan(tiny.specs())))
     assert {(row.seconds, row.bytes) for row in nothing} == {(None, None)}
 
     everything = forecast(tiny, made)

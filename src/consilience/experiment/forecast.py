@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from consilience.experiment.experiment import Experiment
-from consilience.experiment.run import missing
-from consilience.experiment.specs import plan
+from consilience.experiment.specs import groups, plan
 from consilience.experiment.store import Store, provenance
 
 
@@ -25,7 +24,7 @@ def forecast(experiment: Experiment, root: Path) -> list[Forecast]:
     """Jobs, seconds of one core and bytes of each stage; a missing store is not made."""
     store = Store(root) if root.is_dir() else None
     specs = plan(experiment.specs())
-    jobs = missing(experiment.specs(), store)
+    jobs = groups(plan(experiment.specs(), () if store is None else store))
     rows = []
     for stage in dict.fromkeys(spec.stage for spec in specs):
         mine = [group for group in jobs if group[0].stage == stage]

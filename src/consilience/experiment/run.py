@@ -54,7 +54,7 @@ class _State:
 
     def __init__(self, goals: Sequence[Spec], store: Store, workers: int) -> None:
         self.store, self.workers = store, workers
-        self.waiting = missing(goals, store)
+        self.waiting = groups(plan(goals, store))
         self.total, self.started = len(self.waiting), time.perf_counter()
         self.making = {spec.digest for group in self.waiting for spec in group}
         self.found = [spec for spec in plan(goals) if spec.digest not in self.making]
@@ -115,21 +115,6 @@ def past_seconds(specs: Iterable[Spec], store: Store) -> dict[str, list[float]]:
         if len(spent.get(spec.stage, [])) < 20 and spec in store:
             spent.setdefault(spec.stage, []).append(store.provenance(spec)["seconds"])
     return spent
-
-
-def missing(goals: Iterable[Spec], store: Store | None) -> list[Group]:
-    """The groups that a run would make: what the goals need, without what is only needed for what is there."""
-    lacking: dict[str, Spec] = {}
-
-    def visit(spec: Spec) -> None:
-        if spec.digest not in lacking and (store is None or spec not in store):
-            for needed in spec.inputs:
-                visit(needed)
-            lacking[spec.digest] = spec
-
-    for goal in goals:
-        visit(goal)
-    return groups(lacking.values())
 
 
 def run(

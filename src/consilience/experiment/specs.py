@@ -1,7 +1,7 @@
 """Specs: each says completely what one artifact holds; its inputs are the specs nested in it; its digest its name."""
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from functools import cached_property
 from typing import Any, Literal
 
@@ -170,12 +170,15 @@ def comparison(measure: Choice, of: Any, other: Any = None, channels: Channels =
     return Measure(measure=measure, of=of, other=other, channels=channels, seed=seed)
 
 
-def plan(goals: Iterable[Spec]) -> list[Spec]:
-    """All specs that the goals rest on, each once, inputs before what needs them."""
+def plan(goals: Iterable[Spec], there: Container[Spec] = ()) -> list[Spec]:
+    """All specs that the goals rest on, each once, inputs before what needs them.
+
+    Without what is there, and without what is only needed for what is there.
+    """
     ordered: dict[str, Spec] = {}
 
     def visit(spec: Spec) -> None:
-        if spec.digest not in ordered:
+        if spec.digest not in ordered and spec not in there:
             for needed in spec.inputs:
                 visit(needed)
             ordered[spec.digest] = spec

@@ -56,8 +56,8 @@ class Store:
             self._check()
             self.settle()
 
-    def __contains__(self, spec: Spec) -> bool:
-        return self.folder(spec).is_dir()
+    def __contains__(self, spec: object) -> bool:
+        return isinstance(spec, Spec) and self.folder(spec).is_dir()
 
     def folder(self, spec: Spec) -> Path:
         """Where the spec's artifact lies, once it is there."""
