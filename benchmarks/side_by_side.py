@@ -47,20 +47,28 @@ def ratio(spent: Mapping[str, Sequence[float]], name: str, reference: str) -> fl
     return statistics.median(a / b for a, b in zip(spent[name], spent[reference], strict=True))
 
 
-def peak_mebibytes(module: str, *words: object) -> float:
-    """What ``python -m module words`` prints last, in a process of its own: see ``grown``."""
+class Peak(NamedTuple):
+    """Mebibytes: the process at its highest, and by how much the measured call raised it."""
+
+    process: float
+    growth: float
+
+
+def peak_in_process(module: str, *words: object) -> Peak:
+    """What ``python -m module words`` prints last, in a process of its own: the two numbers of a ``Peak``."""
     done = subprocess.run(
         [sys.executable, "-m", module, *map(str, words)], check=True, capture_output=True, text=True
     )  # fmt: skip
-    return float(done.stdout.split()[-1])
+    return Peak(*map(float, done.stdout.split()[-2:]))
 
 
-def grown(function: Callable[[], object]) -> float:
-    """Mebibytes by which the process's memory grew at the highest while the function ran (Linux)."""
+def peak_of(function: Callable[[], object]) -> Peak:
+    """Memory of this process while the function ran (Linux)."""
     before = _status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
     function()
-    return (_status("VmHWM") - before) / 1024
+    highest = _status("VmHWM")
+    return Peak(highest / 1024, (highest - before) / 1024)
 
 
 def _status(field: str) -> int:

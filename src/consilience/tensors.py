@@ -151,7 +151,6 @@ def rows_per_chunk(model: nn.Module, x: Tensor) -> int:
     """How many examples one forward and backward pass takes within the memory budget: 1 to ``CHUNK_ROWS``."""
     if len(x) == 0:
         return 1
-    torch.empty(32 * 2**20 - 2**13, dtype=torch.uint8)  # untouched; once freed, glibc no longer pages each chunk out
     return max(1, min(CHUNK_ROWS, CHUNK_BYTES // max(1, saved_bytes(model, x[:1]))))
 
 
