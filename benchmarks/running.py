@@ -18,8 +18,8 @@ name = "benchmark"
 explain = ["gradient", "integrated_gradients"]
 compare = ["cosine", "spearman"]
 judge = ["accuracy", "completeness_gap"]
-train = { data = "mnist10k", model = "small_cnn", epochs = 2, batch_size = 32 }
-examples = { data = { use = "mnist10k", split = "test" }, count = 200 }
+train = { data = "mnist10k", model = "small_cnn", epochs = 5, batch_size = 32 }
+examples = { data = { use = "mnist10k", split = "test" }, count = 300 }
 family = [{ type = "retrain", values = { init = [0, 1, 2, 3, 4, 5] } }]
 """
 TWO_WORKERS_GOAL, FOUND_GOAL = 1 / 1.6, 3.0
