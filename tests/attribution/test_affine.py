@@ -22,15 +22,6 @@ X = torch.rand(N, 2, 8, 8, generator=torch.Generator().manual_seed(0), dtype=tor
 T = torch.arange(N) % 3
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Small tensors on a shared machine: more threads would only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 class Net(nn.Module):
     """Layers to build models of; each model below uses them in its own way."""
 

@@ -16,15 +16,6 @@ from consilience.models.split import normalised
 from consilience.rng import Rng
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Small tensors on a shared machine: more threads would only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def chance(seed):
     return torch.Generator().manual_seed(seed)
 

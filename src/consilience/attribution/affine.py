@@ -61,7 +61,8 @@ class Step(NamedTuple):
         if self.function in RESHAPE:
             return y.reshape(len(y), *self.shape)
         args = (*self.args[: self.slot], y, *self.args[self.slot + 1 :])
-        return self.function(*args, **self.options)  # type: ignore[no-any-return]
+        out: Tensor = self.function(*args, **self.options)
+        return out
 
 
 class Prefix(NamedTuple):
@@ -171,7 +172,7 @@ def _slope_sum(
 
 
 class _Follow(TorchFunctionMode):
-    """Sees every call of a torch function, and which tensors of the line's beginning it is given."""
+    """Knows the tensors of the line's beginning, whichever torch function is given them."""
 
     def __init__(self, x: Tensor) -> None:
         super().__init__()
@@ -182,20 +183,11 @@ class _Follow(TorchFunctionMode):
         self.place[id(tensor)] = place
         self.held.append(tensor)
 
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        options = kwargs or {}
+    def where(self, function: Any, args: tuple[Any, ...], options: dict[str, Any]) -> tuple[list[int], int | None]:
+        """Places on the line of the tensors that a call uses, and which positional argument is the first of them."""
         places = [self.place[id(t)] for t in _tensors((args, options)) if id(t) in self.place]
-        if not places or func in READ:
-            return func(*args, **options)
         slot = next((i for i, value in enumerate(args) if id(value) in self.place), None)
-        return self.use(func, args, options, places, slot)
-
-    def use(
-        self, function: Callable[..., Any], args: tuple[Any, ...], options: Any, places: list[int], slot: int | None
-    ) -> Any:
-        raise NotImplementedError
+        return ([] if function in READ else places), slot
 
 
 class _Record(_Follow):
@@ -206,10 +198,14 @@ class _Record(_Follow):
         self.x, self.steps, self.last = x, list[Step](), 1 << 30
         self.hold(x, 0)
 
-    def use(
-        self, function: Callable[..., Any], args: tuple[Any, ...], options: Any, places: list[int], slot: int | None
+    def __torch_function__(
+        self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
+        options = kwargs or {}
+        places, slot = self.where(function, args, options)
         out = function(*args, **options)
+        if not places:
+            return out
         here = len(self.steps)
         if (
             slot is None
@@ -265,9 +261,13 @@ class _Replay(_Follow):
         self.hold(tensor, place)
         return tensor
 
-    def use(
-        self, function: Callable[..., Any], args: tuple[Any, ...], options: Any, places: list[int], slot: int | None
+    def __torch_function__(
+        self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
+        options = kwargs or {}
+        places, slot = self.where(function, args, options)
+        if not places:
+            return function(*args, **options)
         step = self.steps[self.reached] if self.reached < len(self.steps) else None
         if step is None or places != [self.reached] or (function, slot) != (step.function, step.slot):
             self.lost = True  # also if the model catches what is raised

@@ -103,5 +103,6 @@ def score_of_plain(of: Attribution) -> Score | None:
     if isinstance(of, functools.partial) and of.func is gradient and not of.args:
         options = {"score": logit, "create_graph": False, **of.keywords}
         if options.keys() == {"score", "create_graph"} and not options["create_graph"]:
-            return options["score"]  # type: ignore[no-any-return]
+            score: Score = options["score"]
+            return score
     return None

@@ -11,7 +11,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -54,13 +54,19 @@ def seen(roots: Iterable[Path]) -> str:
     """A digest of names, sizes and times of change of all files below some folders."""
     digest = hashlib.blake2b(digest_size=16)
     for root in roots:
-        for folder, below, names in os.walk(root):
-            below[:] = sorted(name for name in below if name != "__pycache__")
-            for name in sorted(names):
-                path = os.path.join(folder, name)  # noqa: PTH118  (a third of the time of a Path, for every file)
-                state = os.stat(path)  # noqa: PTH116
-                digest.update(repr((path, state.st_size, state.st_mtime_ns)).encode())
+        for file in _files(root):
+            state = file.stat()
+            digest.update(repr((file.path, state.st_size, state.st_mtime_ns)).encode())
     return digest.hexdigest()
+
+
+def _files(folder: Path | str) -> Iterator[os.DirEntry[str]]:
+    """All files below a folder in a fixed order, but for compiled code."""
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        if not entry.is_dir():
+            yield entry
+        elif entry.name != "__pycache__":
+            yield from _files(entry.path)
 
 
 def _place(store: Path, file: Path, data: Path | None, profile: str | None, changes: Sequence[str]) -> Path:

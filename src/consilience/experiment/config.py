@@ -115,8 +115,10 @@ def _overlaid(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, A
         there = result.get(key)
         if isinstance(there, str) and isinstance(value, Mapping) and "use" not in value:
             there = {"use": there}  # model = "cnn" under model.dropout = 0
-        both = isinstance(there, Mapping) and isinstance(value, Mapping) and "use" not in value
-        result[key] = _overlaid(there, value) if both else value  # type: ignore[arg-type]
+        if isinstance(there, Mapping) and isinstance(value, Mapping) and "use" not in value:
+            result[key] = _overlaid(there, value)
+        else:
+            result[key] = value
     return result
 
 

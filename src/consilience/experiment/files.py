@@ -43,7 +43,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
+            names = file.keys()
+            return {name: file.get_tensor(name) for name in names}
     except (SafetensorError, OSError) as error:
         raise ArtifactError(unreadable(path, error)) from None
 

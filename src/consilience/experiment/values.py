@@ -33,13 +33,15 @@ def measured(group: Sequence[Measure], desk: Desk) -> Iterator[tuple[Measure, di
 def _family(group: Sequence[Measure], desk: Desk) -> tuple[Sequence[Tensor], list[tuple[int, int]]]:
     """Everybody's maps, read when they are asked for, and the pairs as positions among them."""
     members: dict[str, tuple[Explain, Measure]] = {}
+    digests = []
     for spec in group:
-        for side in (spec.of, spec.other):
-            if not isinstance(side, Explain):
-                raise SpecError(f"{spec.measure.label}: expected two sets of maps, found {type(side).__name__}")
-            members.setdefault(side.digest, (side, spec))
+        if not isinstance(spec.of, Explain) or not isinstance(spec.other, Explain):
+            raise SpecError(f"{spec.measure.label}: expected two sets of maps, found other artifacts; compare maps")
+        members.setdefault(spec.of.digest, (spec.of, spec))
+        members.setdefault(spec.other.digest, (spec.other, spec))
+        digests.append((spec.of.digest, spec.other.digest))
     position = {digest: index for index, digest in enumerate(members)}
-    pairs = [(position[s.of.digest], position[s.other.digest]) for s in group]  # type: ignore[union-attr]
+    pairs = [(position[of], position[other]) for of, other in digests]
     everybody = list(members.values())
     return Maps(len(everybody), lambda i: _maps(*everybody[i], desk)), pairs
 
@@ -57,16 +59,30 @@ def fetch(role: str, spec: Measure, desk: Desk) -> Any:
         DataError: The data have no masks.
     """
     try:
+        if role not in FETCH:
+            raise _Absent
         return FETCH[role](spec, desk)
-    except (AttributeError, KeyError):
+    except _Absent:
         raise SpecError(
             f"{spec.measure.label}: expected '{role}', found nothing of the kind in a measure of "
             f"{type(spec.of).__name__}; use the measure where it has what it needs"
         ) from None
 
 
+class _Absent(Exception):
+    """A spec has nothing under a role's name; never leaves this file."""
+
+
+def _explained(spec: Measure) -> Explain:
+    if not isinstance(spec.of, Explain):
+        raise _Absent
+    return spec.of
+
+
 def _data(spec: Measure) -> Data:
-    return spec.of.data  # type: ignore[union-attr]
+    if isinstance(spec.of, Subject):
+        raise _Absent
+    return spec.of.data
 
 
 def _subject(spec: Measure) -> Subject:
@@ -76,23 +92,31 @@ def _subject(spec: Measure) -> Subject:
 def _source(spec: Measure, desk: Desk) -> Any:
     source = _subject(spec).source
     if not isinstance(source, Train):
-        raise KeyError("source")
+        raise _Absent
     return desk.source(source)
 
 
 def _examples(spec: Measure, desk: Desk, part: str) -> Tensor:
     examples = desk.examples(_data(spec))
-    value = getattr(examples.batch(range(len(examples))), part)
+    value: Tensor | None = getattr(examples.batch(range(len(examples))), part)
     if value is None:
         raise DataError(f"{_data(spec).choice.label}: expected masks, found none; use data with boxes or masks")
-    return value  # type: ignore[no-any-return]
+    return value
+
+
+def _logits(spec: Measure, desk: Desk) -> Tensor:
+    if not isinstance(spec.of, Predict):
+        raise _Absent
+    return desk.store.tensors(spec.of)["logits"]
 
 
 def _output(spec: Measure, desk: Desk) -> Callable[[Tensor, Tensor], Tensor]:
     """The very score that the method explained, in chunks and without a graph."""
     model = desk.model(_subject(spec))
-    method = spec.of.method  # type: ignore[union-attr]
+    method = _explained(spec).method
     scores = [choice.option("score") for choice in method.nest if choice.option("score") is not None]
+    if not scores:
+        raise _Absent
     score = scores[0].build()
 
     def output(x: Tensor, target: Tensor) -> Tensor:
@@ -103,20 +127,19 @@ def _output(spec: Measure, desk: Desk) -> Callable[[Tensor, Tensor], Tensor]:
     return output
 
 
-FETCH: dict[str, Callable[[Any, Desk], Any]] = {
-    "maps": lambda spec, desk: _maps(spec.of, spec, desk),
-    "other": lambda spec, desk: _maps(spec.other, spec, desk),
+FETCH: dict[str, Callable[[Measure, Desk], Any]] = {
+    "maps": lambda spec, desk: _maps(_explained(spec), spec, desk),
     "label": lambda spec, desk: labels(desk.examples(_data(spec))),
     "groups": lambda spec, desk: _examples(spec, desk, "groups"),
     "mask": lambda spec, desk: _examples(spec, desk, "mask"),
     "x": lambda spec, desk: _examples(spec, desk, "x"),
-    "target": lambda spec, desk: desk.target(spec.of),
-    "logits": lambda spec, desk: desk.store.tensors(spec.of)["logits"],
+    "target": lambda spec, desk: desk.target(_explained(spec)),
+    "logits": _logits,
     "model": lambda spec, desk: desk.model(_subject(spec)),
     "source": _source,
-    "explain": lambda spec, desk: desk.method(spec.of),
+    "explain": lambda spec, desk: desk.method(_explained(spec)),
     "output": _output,
-    "baseline": lambda spec, desk: spec.of.method.option("baseline"),
+    "baseline": lambda spec, desk: _explained(spec).method.option("baseline"),
     "rng": lambda spec, desk: Rng(spec.seed or 0, range(len(desk.examples(_data(spec))))),
 }
 

@@ -10,9 +10,10 @@ from matplotlib import colormaps
 from PIL import Image
 from torch import Tensor
 
-from consilience.experiment.desk import Desk
+from consilience.experiment.desk import Desk, labels
 from consilience.experiment.experiment import Experiment
 from consilience.experiment.families import Redraw
+from consilience.experiment.specs import Explain
 from consilience.experiment.store import Store
 from consilience.tensors import join_channels
 
@@ -65,16 +66,15 @@ def first_of_each_class(desk: Desk, experiment: Experiment, count: int) -> list[
     """Ids of the first example of each of the first ``count`` classes that occur."""
     found: dict[int, int] = {}
     examples = desk.examples(experiment.examples)
-    for index in range(len(examples)):
-        label = examples[index].label
+    for index, label in enumerate(labels(examples).tolist()):
         found.setdefault(label, index)
         if len(found) == min(count, len(examples.classes)):
             break
     return [found[label] for label in sorted(found)]
 
 
-def _maps(store: Store, spec: object, ids: list[int]) -> Tensor:
-    return join_channels(store.tensors(spec)["maps"][ids], "sum")  # type: ignore[arg-type]
+def _maps(store: Store, spec: Explain, ids: list[int]) -> Tensor:
+    return join_channels(store.tensors(spec)["maps"][ids], "sum")
 
 
 def signed(values: Tensor, limit: float) -> str:

@@ -113,8 +113,9 @@ def _write(path: Path, tensors: dict[str, Tensor], note: Mapping[str, Any]) -> N
 def _read(path: Path) -> tuple[dict[str, Tensor], Any]:
     try:
         with safe_open(path, framework="pt") as file:
+            names = file.keys()
             # Cloned, because what was read is a view of the file, which is about to be replaced.
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118  (not a mapping)
+            tensors = {name: file.get_tensor(name).clone() for name in names}
             return tensors, json.loads((file.metadata() or {})["note"])
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise ArtifactError(

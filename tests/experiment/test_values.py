@@ -1,0 +1,42 @@
+"""What a measure asks for is fetched, or said not to be there."""
+
+import pytest
+
+from consilience.component import measure
+from consilience.errors import SpecError
+from consilience.experiment.desk import Desk, Place
+from consilience.experiment.specs import Given, Predict, Subject, comparison, explanation
+from consilience.experiment.store import Store
+from consilience.experiment.values import fetch
+
+
+@pytest.mark.parametrize(
+    ("role", "of"),
+    [
+        ("maps", "answers"), ("target", "answers"), ("output", "answers"), ("baseline", "answers"),
+        ("logits", "maps"), ("logits", "model"), ("label", "model"), ("x", "model"),
+        ("output", "maps of a method that explains no score"), ("source", "a model that is no training's"),
+    ],
+)  # fmt: skip
+def test_what_is_not_there_is_said_not_to_be(tiny, made, role, of):
+    subject = Subject(source=tiny.base)
+    what = {
+        "answers": Predict(subject=subject, data=tiny.examples),
+        "maps": explanation(subject, tiny.methods[0], tiny.examples, 0),
+        "model": subject,
+        "maps of a method that explains no score": explanation(subject, tiny.controls[0], tiny.examples, 0),
+        "a model that is no training's": Subject(source=Given(weights="w", module="m", answers="a")),
+    }[of]
+    with pytest.raises(SpecError, match=f"expected '{role}', found nothing of the kind"):
+        fetch(role, comparison(measure.choose("accuracy"), what), Desk(Store(made), Place()))
+
+
+def test_a_fault_inside_is_not_taken_for_something_absent(tiny, made, monkeypatch):
+    def broken(desk, spec):
+        raise KeyError("a fault")
+
+    monkeypatch.setattr(Desk, "target", broken)
+    maps = explanation(Subject(source=tiny.base), tiny.methods[0], tiny.examples, 0)
+    spec = comparison(measure.choose("accuracy"), maps)
+    with pytest.raises(KeyError, match="a fault"):
+        fetch("target", spec, Desk(Store(made), Place()))
