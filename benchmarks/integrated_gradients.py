@@ -121,7 +121,7 @@ def peak(name: str, kind: str, examples: int, steps: int) -> Peak:
 def main(arguments: list[str] | None = None) -> int:
     """Print everything; 1 where ``--strict`` and a goal is missed."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--repeats", type=int, default=3, help="processes for each peak")
     parser.add_argument("--strict", action="store_true")
     parser.add_argument("--peak", nargs=4, metavar=("MODEL", "KIND", "EXAMPLES", "STEPS"), help=argparse.SUPPRESS)

@@ -9,9 +9,9 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from consilience.attribution import affine
-from consilience.attribution.affine import find_prefix, shared_line_gradient
+from consilience.attribution import line
 from consilience.attribution.gradient import gradient
+from consilience.attribution.line import find_prefix, shared_line_gradient
 from consilience.attribution.path import integrated_gradients, midpoints
 from consilience.attribution.scores import logit
 from consilience.errors import ModelError
@@ -277,7 +277,7 @@ def test_half_of_a_model_in_training_is_streamed():
 
 
 def test_few_points_are_not_worth_it(monkeypatch):
-    monkeypatch.setattr(affine, "find_prefix", lambda *anything: pytest.fail("searched"))
+    monkeypatch.setattr(line, "find_prefix", lambda *anything: pytest.fail("searched"))
     integrated_gradients(made(in_place), X, T, steps=3)
 
 
@@ -302,6 +302,20 @@ def test_nothing_is_left_behind_also_when_the_model_fails():
         assert all(p.grad is None for p in model.parameters())
         assert not any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in model.modules())
         assert not torch.overrides._get_current_function_mode_stack()
+
+
+@pytest.mark.parametrize(
+    "flatten", [lambda h: h.view(len(h), -1), lambda h: h.view(-1, 4).view(len(h), -1), lambda h: h.flatten(1)]
+)
+def test_a_model_that_needs_its_own_layout_keeps_it(flatten):
+    torch.manual_seed(0)
+    model = Net(lambda net, x: net.out(net.dense(flatten(F.max_pool2d(net.wide(x).relu(), 2)).tanh())))
+    model.wide = nn.Conv2d(2, 8, 3, padding=1)
+    model, x = model.float().eval(), X.float()
+    shared = shared_line_gradient(model, x, torch.zeros_like(x), T, midpoints(50).to(x), logit)
+    assert shared is not None
+    plain = sum(gradient(model, a * x, T) for a in midpoints(50).to(x)) / 50
+    torch.testing.assert_close(shared, plain, atol=1e-5 * float(plain.abs().max()), rtol=1e-4)
 
 
 def test_what_the_model_refuses_is_refused_in_its_own_words():

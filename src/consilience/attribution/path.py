@@ -8,12 +8,12 @@ from jaxtyping import Float, Int
 from msgspec import Meta
 from torch import Tensor, nn
 
-from consilience.attribution.affine import even_slices, shared_line_gradient
 from consilience.attribution.gradient import gradient
+from consilience.attribution.line import even_slices, shared_line_gradient
 from consilience.attribution.scores import logit
 from consilience.component import attribution
 from consilience.rng import Rng, keyed, takes_rng
-from consilience.tensors import Attribution, Baseline, Score, check_batch, rows_per_chunk, slices, start_of
+from consilience.tensors import CHUNK_ROWS, Attribution, Baseline, Score, check_batch, rows_per_chunk, slices, start_of
 
 
 @attribution(version=1, paper="sundararajan2017axiomatic")
@@ -45,7 +45,9 @@ def integrated_gradients(
         mean = mean_on_line(of, model, x, start, target, nodes, rng)
     else:
         mean = mean_line_gradient(model, x, start, target, nodes, score)
-    return mean.mul_(x - start)
+    for rows in slices(len(x), CHUNK_ROWS):  # no second copy of the examples
+        mean[rows] *= x[rows] - start[rows]
+    return mean
 
 
 def mean_line_gradient(
