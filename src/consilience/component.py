@@ -33,8 +33,10 @@ ROLES = {
     "maps": "explanations [n, c, h, w], or [n, h, w] once channels are joined",
     "mask": "where the object is [n, h, w], bool",
     "model": "a module that gives logits [n, k] for pixels [n, c, h, w] in [0, 1]",
+    "null": "the table of the same pairs with the two models' maps exchanged at random within each image",
     "other": "another model's maps of the same examples",
     "output": "the very score that the method explained: (x, target) -> [n]",
+    "p": "of each pair, how often exchanged maps are told apart as well as the models' own [pairs]",
     "parameters": "what an optimizer changes",
     "patterns": "what the data puts into each filter",
     "rng": "draws keyed by (seed, example, node)",
@@ -318,7 +320,7 @@ measure = Kind(
     needs=["maps", "other", "label", "groups", "mask", "logits", "model", "source", "x", "target", "output",
            "baseline", "explain", "rng"],
 )  # fmt: skip
-summary = Kind("summary", "consilience.measures", takes=["table"], needs=["floor", "wrong_image", "rng"])
+summary = Kind("summary", "consilience.measures", takes=["table"], needs=["floor", "wrong_image", "null", "p", "rng"])
 
 KINDS = {
     kind.name: kind

@@ -52,6 +52,13 @@ class Row(NamedTuple):
     p: float = float("nan")
 
 
+class Coverage(NamedTuple):
+    """What an edit did to a model's parameters and buffers, by their names in the state dict."""
+
+    changed: tuple[str, ...]
+    kept: tuple[str, ...]
+
+
 CHUNK_BYTES = 32 * 2**20  # of saved activations; larger chunks leave the processor's cache and page
 CHUNK_ROWS = 1024  # examples; nothing is gained by more, however small the model
 
