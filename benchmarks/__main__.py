@@ -1,6 +1,8 @@
 """All benchmarks, one after the other: ``python -m benchmarks``."""
 
-from benchmarks import integrated_gradients, running
+from benchmarks import integrated_gradients, null_calibration, pairs, running, separability
+
+PARTS = (integrated_gradients, null_calibration, pairs, running, separability)
 
 if __name__ == "__main__":
-    raise SystemExit(max(integrated_gradients.main(["--strict"]), running.main(["--strict"])))
+    raise SystemExit(max(part.main(["--strict"]) for part in PARTS))

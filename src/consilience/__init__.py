@@ -11,16 +11,18 @@ if TYPE_CHECKING:
     from consilience.experiment.config import load as load
     from consilience.experiment.run import run as run
     from consilience.experiment.store import Store as Store
+    from consilience.reporting.audit import audit as audit
     from consilience.reporting.html import report as report
 
 _HOMES = {
     "load": "consilience.experiment.config",
     "run": "consilience.experiment.run",
     "report": "consilience.reporting.html",
+    "audit": "consilience.reporting.audit",
     "Store": "consilience.experiment.store",
 }
 
-__all__ = ["load", "run", "report", "Store"]
+__all__ = ["load", "run", "report", "audit", "Store"]
 
 
 def __getattr__(name: str) -> Any:

@@ -112,6 +112,10 @@ class Choice(msgspec.Struct, frozen=True):
         """Whether anything in the nest uses randomness."""
         return any(choice.component.draws for choice in self.nest)
 
+    def asks(self, role: str) -> bool:
+        """Whether anything in the nest is to be given this role."""
+        return any(role in choice.component.roles for choice in self.nest)
+
     @property
     def label(self) -> str:
         """How a person would write it: ``integrated_gradients(steps=16)``."""

@@ -8,6 +8,8 @@ from typing import Any, Concatenate, ParamSpec, TypeVar, overload
 
 from torch import Tensor
 
+from consilience.errors import SpecError
+
 P = ParamSpec("P")
 R = TypeVar("R")
 Pairs = Sequence[tuple[int, int]]
@@ -43,9 +45,17 @@ def over_pairs(
     The function below takes the family's maps and pairs of positions in it, and yields one result a
     pair; what depends on one model alone it calculates once. Called with two sets of maps, it is the
     plain measure.
+
+    Raises:
+        SpecError: The two sets of maps have other shapes.
     """
 
     def plain(maps: Any, other: Any, *args: P.args, **options: P.kwargs) -> R:
+        if maps.shape != other.shape:
+            raise SpecError(
+                f"{family_form.__name__}: expected two sets of maps of the same examples, found {list(maps.shape)} and "
+                f"{list(other.shape)}; explain the same images in the same order, and join or resize maps alike"
+            )
         return next(iter(family_form([maps, other], [(0, 1)], *args, **options)))
 
     signature = inspect.signature(family_form)

@@ -50,6 +50,8 @@ class Row(NamedTuple):
     low: float
     high: float
     p: float = float("nan")
+    null: float = float("nan")
+    """What the estimate would be if the models' maps were exchangeable."""
 
 
 class Coverage(NamedTuple):

@@ -1,8 +1,10 @@
+import warnings
+
 import pytest
 import torch
 from torch import nn
 
-from consilience.attribution.gradient import gradient
+from consilience.attribution.gradient import gradient, gradient_x_input
 from consilience.attribution.scores import log_probability, logit
 from consilience.errors import ModelError
 
@@ -56,3 +58,25 @@ def test_a_class_that_the_model_does_not_know_is_refused(model):
 def test_what_returns_no_logits_is_refused():
     with pytest.raises(ModelError, match="expected logits"):
         gradient(nn.Conv2d(1, 2, 3).double(), X, T)
+
+
+@pytest.mark.parametrize("score", [logit, log_probability])
+def test_gradient_times_input_is_captums(model, score):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of its imports, on some versions of torch
+        attr = pytest.importorskip("captum.attr")
+    theirs = attr.InputXGradient(lambda x: score(model(x), T)).attribute(X.clone().requires_grad_())
+    torch.testing.assert_close(gradient_x_input(model, X, T, score=score), theirs.detach())
+
+
+def test_gradient_times_input_of_a_linear_model_sums_to_the_score():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 3, bias=False)).double()
+    torch.testing.assert_close(gradient_x_input(model, X, T).sum((1, 2, 3)), logit(model(X), T).detach())
+
+
+def test_gradient_times_input_leaves_nothing_behind(model):
+    x = X.clone().requires_grad_()
+    assert not gradient_x_input(model, x, T).requires_grad
+    assert torch.equal(x, X)
+    assert x.grad is None
+    assert gradient_x_input(model, X[:0], T[:0]).shape == (0, 1, 4, 4)

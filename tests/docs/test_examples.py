@@ -1,6 +1,7 @@
 """The scripts of ``examples/`` and the Python blocks of the README, each run once, tiny."""
 
 import functools
+import json
 import re
 import runpy
 import sys
@@ -36,7 +37,17 @@ def test_the_quickstart_writes_a_page(tmp_path, monkeypatch, capsys):
     runpy.run_path(str(ROOT / "examples" / "quickstart.py"), run_name="__main__")
     said = capsys.readouterr().out
     assert "0 jobs failed" in said
-    assert "by cosine, from 1 pairs of twins and 20 images" in (tmp_path / "report.html").read_text("utf-8")
+    page = json.loads((tmp_path / "report.json").read_bytes())
+    found = {(line["pairs"], line["examples"]) for line in page["lines"] if line["method"] == "gradient"}
+    assert found == {(1, 20)}
+
+
+def test_two_models_in_memory_are_audited(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["audit.py", "--steps", "2", "--count", "20"])
+    runpy.run_path(str(ROOT / "examples" / "audit.py"), run_name="__main__")
+    page = json.loads((tmp_path / "audit.json").read_bytes())
+    assert page["missing"] == 0
+    assert {verdict["method"] for verdict in page["answer"]["methods"]} == {"gradient", "integrated_gradients"}
 
 
 def test_plain_functions_show_twins_between_other_images_and_themselves(capsys):
@@ -57,8 +68,14 @@ def test_the_readme_calls_a_method_and_a_measure(capsys):
     assert capsys.readouterr().out.startswith("tensor([")
 
 
+def test_the_readme_audits_models_in_memory(tmp_path, capsys):
+    exec(compile(BLOCKS[2], "README.md", "exec"), {"__name__": "readme"})
+    assert capsys.readouterr().out.strip() == "audit.html"
+    assert (tmp_path / "audit.json").exists()
+
+
 def test_every_python_block_of_the_readme_is_run():
-    assert len(BLOCKS) == 2
+    assert len(BLOCKS) == 3
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/guide/experiment_files.md"])

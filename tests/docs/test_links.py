@@ -10,7 +10,7 @@ import pytest
 from consilience.cli.main import VERBS
 from consilience.component import KINDS
 from consilience.experiment.config import ExamplesTable, File, TrainTable
-from consilience.experiment.families import Redraw, Retrain
+from consilience.experiment.families import Randomised, Redraw, Retrain
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("changes/*.md")])
@@ -58,7 +58,9 @@ def test_the_readme_lists_every_verb():
     assert set(re.findall(r"^\| `(?!consilience)([a-z]+)[ `]", text, re.MULTILINE)) == set(VERBS)
 
 
-@pytest.mark.parametrize("table", [File, TrainTable, ExamplesTable, Retrain, Redraw], ids=lambda table: table.__name__)
+@pytest.mark.parametrize(
+    "table", [File, TrainTable, ExamplesTable, Retrain, Redraw, Randomised], ids=lambda table: table.__name__
+)
 def test_the_guide_explains_every_key_of_experiment_files(table):
     text = (ROOT / "docs" / "guide" / "experiment_files.md").read_text("utf-8")
     explained = set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE))

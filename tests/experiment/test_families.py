@@ -6,8 +6,8 @@ import pytest
 from consilience.component import architecture
 from consilience.errors import SpecError
 from consilience.experiment.config import load
-from consilience.experiment.families import Redraw, Retrain, differences
-from consilience.experiment.specs import Explain, Subject
+from consilience.experiment.families import Randomised, Redraw, Retrain, SideBySide, differences, with_layers
+from consilience.experiment.specs import Explain, Given, Subject
 
 
 def family(**values):
@@ -107,3 +107,77 @@ def test_dropout_cannot_vary_where_there_is_none(tiny):
     base = msgspec.structs.replace(tiny.base, model=architecture.choose("linear"))
     with pytest.raises(SpecError, match="no option is named 'dropout'"):
         family(dropout_rate=[0.25, 0.5]).members(base)
+
+
+def layers_drawn(member):
+    return member.subject.edit.options["layers"]
+
+
+def test_a_cascade_compares_every_stage_with_the_untouched_base(tiny):
+    whole = Randomised(layers=("conv1", "conv2", "fc1"))
+    members = whole.members(tiny.base)
+    assert [member.name for member in members] == ["base", "down to fc1", "down to conv2", "all layers"]
+    assert members[0].subject == Subject(source=tiny.base)
+    assert [set(layers_drawn(m)) for m in members[1:]] == [{"fc1"}, {"conv2", "fc1"}, {"conv1", "conv2", "fc1"}]
+    assert [(pair.a, pair.b, pair.differs) for pair in whole.pairs(members)] == [
+        (0, 1, ("down to fc1",)), (0, 2, ("down to conv2",)), (0, 3, ("all layers",)),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("order", "names"),
+    [
+        ("bottom_up", ["up to a", "up to b", "all layers"]),
+        ("independent", ["only a", "only b", "only c"]),
+        ("full", ["all layers"]),
+    ],
+)
+def test_stages_are_named_after_their_order(tiny, order, names):
+    members = Randomised(layers=("a", "b", "c"), order=order).members(tiny.base)
+    assert [member.name for member in members[1:]] == names
+
+
+def test_layers_of_one_stage_are_drawn_together_and_named_by_the_first(tiny):
+    members = Randomised(layers=(("conv1", "bn1"), "fc1"), order="independent").members(tiny.base)
+    assert [(member.name, set(layers_drawn(member))) for member in members[1:]] == [
+        ("only conv1", {"conv1", "bn1"}), ("only fc1", {"fc1"}),
+    ]  # fmt: skip
+
+
+def test_every_seed_of_a_stage_is_in_the_stages_column(tiny):
+    whole = Randomised(layers=("a", "b"), seeds=(3, 4))
+    members = whole.members(tiny.base)
+    assert [m.name for m in members[1:]] == [
+        "down to b, draw 3", "down to b, draw 4", "all layers, draw 3", "all layers, draw 4",
+    ]  # fmt: skip
+    assert [m.subject.edit_seed for m in members[1:]] == [3, 4, 3, 4]
+    assert [pair.differs for pair in whole.pairs(members)] == [("down to b",)] * 2 + [("all layers",)] * 2
+
+
+def test_the_layers_of_a_cascade_are_the_models(tiny_file):
+    tiny_file.write_text(tiny_file.read_text() + "[[family]]\ntype = 'randomised'\n")
+    family = load(tiny_file).families[1]
+    assert family.layers == (("fc1",), ("fc2",))
+
+
+def test_layers_that_are_named_stay(tiny):
+    named = Randomised(layers=("fc2",))
+    assert with_layers(named, lambda: pytest.fail("built")) is named
+    with pytest.raises(SpecError, match="expected layers that hold weights, found none"):
+        Randomised().members(tiny.base)
+    with pytest.raises(SpecError, match="expected different seeds"):
+        Randomised(layers=("fc1",), seeds=(1, 1)).members(tiny.base)
+
+
+def test_models_side_by_side_are_compared_every_two(tiny):
+    given = [Given(weights=str(i), module="", answers="") for i in range(3)]
+    whole = SideBySide(models=tuple(zip("abc", given, strict=True)))
+    members = whole.members(given[0])
+    assert [member.name for member in members] == ["a", "b", "c"]
+    assert [(pair.a, pair.b) for pair in whole.pairs(members)] == [(0, 1), (0, 2), (1, 2)]
+    assert {pair.differs for pair in whole.pairs(members)} == {("model",)}
+
+
+def test_weights_have_no_twins():
+    with pytest.raises(SpecError, match="expected a base that can be trained again, found weights"):
+        family(init=[0, 1]).members(Given(weights="", module="", answers=""))

@@ -50,16 +50,23 @@ def table(shift: float) -> Table:
     return Table(*zip(*pairs, strict=True), torch.arange(12), torch.arange(12) % 3, value)
 
 
+def tables() -> dict:
+    """What flows into summaries."""
+    ends = {"table": table(0.6), "floor": table(0.9), "wrong_image": table(0.2), "null": table(0.05)}
+    return {**ends, "p": torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5], dtype=torch.float64), "rng": Rng(0, [])}
+
+
 def numbers(kind: str, component) -> list:
     """What a component makes of a fixed input."""
     x, target = images()
+    flows = {"rng": Rng(5, [3, 1, 4, 9]), "background": x.flip(3)}
     make = {
-        "attribution": lambda f: f(network(), x, target, **({"rng": Rng(5, [3, 1, 4, 9])} if component.draws else {})),
+        "attribution": lambda f: f(network(), x, target, **{r: v for r, v in flows.items() if component.roles.get(r)}),
         "measure": lambda f: f(**{role: value for role, value in laws.roles().items() if role in component.roles}),
         "score": lambda f: f(torch.sin(torch.arange(12.0)).view(4, 3), target),
         "summary": lambda f: [
             [v for v in row if not isinstance(v, str)]
-            for row in f(table(0.6), table(0.9), table(0.2), Rng(0, []), draws=200)
+            for row in f(**{role: tables()[role] for role in component.roles}, draws=200)
         ],
         "architecture": lambda f: fixed(f((1, 12, 12), 3))(
             torch.cat([x, x], 2)[:, :, :12].repeat(1, 1, 1, 2)[..., :12]
@@ -67,6 +74,7 @@ def numbers(kind: str, component) -> list:
         "objective": lambda f: f(network(), Batch(torch.arange(4), x, target, torch.arange(4))),
         "optimizer": lambda f: _steps(f),
         "augmentation": lambda f: f(x, Rng(5, [3, 1, 4, 9])),
+        "edit": lambda f: _edited(component),
         "dataset": lambda f: _summed(f(count=7) if "count" in component.schema.__struct_fields__ else f()),
     }
     return json.loads(json.dumps(_plain(make[kind](component.function))))
@@ -75,6 +83,13 @@ def numbers(kind: str, component) -> list:
 def _summed(examples) -> list:
     batch = examples.batch(range(7))
     return [examples.fingerprint, len(examples), batch.x.double().sum(dim=(1, 2, 3)), batch.label]
+
+
+def _edited(component) -> list:
+    model = network()
+    given = {"rng": Rng(5, []), "x": images()[0], "source": network}
+    coverage = component.function(model, **{role: given[role] for role in component.roles if role in given})
+    return [coverage.changed, coverage.kept, [weight.flatten()[:20] for weight in model.state_dict().values()]]
 
 
 def _steps(optimizer) -> list:

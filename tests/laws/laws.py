@@ -4,6 +4,7 @@ They are plain functions of a component, so that tests can also show that they f
 """
 
 import copy
+import inspect
 import random
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from consilience.rng import Rng, takes_rng
+from consilience.rng import Rng
 
 Method = Callable[..., Tensor]
 
@@ -38,10 +39,15 @@ def convolutional() -> nn.Module:
     return model.eval().requires_grad_(False)
 
 
+def background() -> Tensor:
+    """Images that stand for nothing in particular, as many for every batch."""
+    return torch.rand(5, *SHAPE, generator=torch.Generator().manual_seed(13))
+
+
 def explain(method: Method, model: nn.Module, x: Tensor, target: Tensor, ids: Any, seed: int = 0) -> Tensor:
-    """Maps, with the examples' own draws where the method draws."""
-    rng = {"rng": Rng(seed, list(ids))} if takes_rng(method) else {}
-    return method(model, x, target, **rng)
+    """Maps, with what the method asks for besides: the examples' own draws, a background."""
+    asked, flows = inspect.signature(method).parameters, {"rng": Rng(seed, list(ids)), "background": background()}
+    return method(model, x, target, **{role: flow for role, flow in flows.items() if role in asked})
 
 
 def alike_in_any_batch(method: Method) -> None:
@@ -194,11 +200,12 @@ def roles(n: int = 6) -> dict[str, Any]:
         "target": target,
         "output": lambda x, target: model(x).gather(1, target[:, None])[:, 0],
         "baseline": 0.0,
+        "rng": Rng(0, range(n)),
     }
 
 
 def given(measure: Callable[..., Any], wanted: Any, rows: list[int], values: dict[str, Any]) -> Any:
-    """A measure's result on some rows of the examples."""
+    """A measure's values of some examples; several numbers an example stand side by side."""
     some = {
         role: values[role][rows] if isinstance(values[role], Tensor) else values[role]
         for role in wanted
@@ -206,7 +213,11 @@ def given(measure: Callable[..., Any], wanted: Any, rows: list[int], values: dic
     }
     if "rng" in wanted:
         some["rng"] = Rng(0, rows)
-    return measure(**some)
+    result = measure(**some)
+    if isinstance(result, tuple):
+        result = torch.stack([column for column in result if column.ndim], 1)
+    assert len(result) == len(rows), "not a value an example"
+    return result
 
 
 def measured_alike_alone(measure: Callable[..., Any], wanted: Any) -> None:
@@ -234,7 +245,7 @@ def undefined_is_nan(measure: Callable[..., Any], wanted: Any) -> None:
             values[role] = values[role].clone()
             values[role][2] = torch.nan
     result = given(measure, wanted, list(range(N)), values)
-    assert result.isnan()[2]
+    assert result.isnan()[2].all()
     assert result.isfinite().any()
 
 

@@ -33,6 +33,21 @@ def gradient(
     return slope
 
 
+@attribution(version=1, paper="shrikumar2016black")
+def gradient_x_input(
+    model: nn.Module, x: Float[Tensor, "n c h w"], target: Int[Tensor, " n"], *, score: Score = logit
+) -> Float[Tensor, "n c h w"]:
+    """Derivative of the score in each pixel, times the pixel.
+
+    For a model that is linear without a bias the maps are complete. In pixels of [0, 1] black explains nothing,
+    whatever the model makes of it; most of what such a map shows may be the image.
+
+    Args:
+        score: What is differentiated.
+    """
+    return gradient(model, x, target, score=score).mul_(x.detach())
+
+
 def scored(logits: object, target: Int[Tensor, " n"], score: Score) -> Float[Tensor, " n"]:
     """The score of what a model returned.
 

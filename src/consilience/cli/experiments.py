@@ -90,7 +90,8 @@ def _roots(experiment: Experiment, data: Path | None) -> list[Path]:
     """The folders of the data sets that an experiment reads."""
     from consilience.experiment.desk import roots_of
 
-    return [root for one in (experiment.base.data, experiment.examples) for root in roots_of(one.choice, data)]
+    choices = [one.choice for one in experiment.data if one.choice is not None]
+    return [root for choice in choices for root in roots_of(choice, data)]
 
 
 def _closing(outcome: Outcome) -> int:

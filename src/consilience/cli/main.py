@@ -16,6 +16,7 @@ VERBS = {
     "prune": ("experiments", "remove artifacts that no experiment file needs"),
     "train": ("single", "train one model into a file"),
     "explain": ("single", "explain examples with one method into a file"),
+    "fetch": ("fetch", "download a data set's files and check them"),
     "list": ("look", "the components there are, by kind"),
     "show": ("look", "one component, or one artifact by its digest"),
 }

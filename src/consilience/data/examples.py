@@ -56,11 +56,11 @@ Dataset = Callable[..., Examples]
 
 
 class Arrays:
-    """Examples that fit into memory as bytes; pixels become floats in [0, 1] as they are asked for."""
+    """Examples that fit into memory, as floats in [0, 1] or as bytes, which become floats as they are asked for."""
 
     def __init__(
         self,
-        images: UInt8[Tensor, "n c h w"],
+        images: UInt8[Tensor, "n c h w"] | Float[Tensor, "n c h w"],
         labels: Int[Tensor, " n"],
         classes: tuple[str, ...],
         mean: tuple[float, ...],
@@ -93,12 +93,16 @@ class Arrays:
         return len(self.images)
 
     def __getitem__(self, index: int) -> Example:
-        return Example(self.images[index].float() / 255, int(self.labels[index]))
+        return Example(self._pixels(index), int(self.labels[index]))
 
     def batch(self, ids: Sequence[int]) -> Batch:
         """These examples, stacked."""
         rows = torch.as_tensor(ids, dtype=torch.long)
-        return Batch(rows, self.images[rows].float() / 255, self.labels[rows], self.groups[rows])
+        return Batch(rows, self._pixels(rows), self.labels[rows], self.groups[rows])
+
+    def _pixels(self, rows: int | Tensor) -> Tensor:
+        chosen = self.images[rows]
+        return chosen if chosen.is_floating_point() else chosen.float() / 255
 
 
 def checked(batch: Batch) -> Batch:

@@ -1,22 +1,26 @@
 """Experiment files: from TOML to a checked experiment."""
 
+import functools
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
+import torch
+from torch import nn
 
 from consilience import component
 from consilience.component import Choice
 from consilience.errors import DataError, SpecError, unknown
-from consilience.experiment.desk import Place, load_examples
+from consilience.experiment.desk import Place, load_examples, untrained
 from consilience.experiment.experiment import Experiment
-from consilience.experiment.families import Family, Redraw
+from consilience.experiment.families import Family, Redraw, with_layers
 from consilience.experiment.specs import Data, Train
 from consilience.tensors import Channels
 
 Count = Annotated[int, msgspec.Meta(ge=1)]
+BACKGROUND = 100  # examples, where the file names none
 
 
 class TrainTable(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -45,11 +49,12 @@ class File(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     name: str
     train: TrainTable
     examples: ExamplesTable
+    background: ExamplesTable | None = None
     explain: list[Any]
     controls: list[Any] = []
     compare: list[Any] = []
     judge: list[Any] = []
-    summarise: tuple[Any, ...] = ("calibrated_similarity",)
+    summarise: tuple[Any, ...] = ("calibrated_similarity", "consistency")
     channels: Channels = "sum"
     family: list[Family] = []
     profile: dict[str, dict[str, Any]] = {}
@@ -153,17 +158,21 @@ def _resolved(file: File, place: Place) -> Experiment:
         keep=train.keep,
     )
     families = file.family if any(isinstance(f, Redraw) for f in file.family) else [*file.family, Redraw()]
+    methods = _all(component.attribution, file.explain, "explain")
+    controls = _all(component.attribution, file.controls, "controls")
+    background = _background(file, place) if any(m.asks("background") for m in (*methods, *controls)) else None
     experiment = Experiment(
         name=file.name,
         base=base,
         examples=examples,
-        methods=_all(component.attribution, file.explain, "explain"),
-        controls=_all(component.attribution, file.controls, "controls"),
+        methods=methods,
+        controls=controls,
+        background=background,
         compare=_all(component.measure, file.compare, "compare"),
         judge=_all(component.measure, file.judge, "judge"),
         summarise=_all(component.summary, file.summarise, "summarise"),
         channels=file.channels,
-        families=tuple(families),
+        families=tuple(with_layers(family, functools.partial(_built, train, place)) for family in families),
     )
     _check(experiment)
     return experiment
@@ -171,6 +180,21 @@ def _resolved(file: File, place: Place) -> Experiment:
 
 def _all(kind: component.Kind, given: Sequence[Any], where: str) -> tuple[Choice, ...]:
     return tuple(kind.choose(one, f"{where}[{index}]") for index, one in enumerate(given))
+
+
+def _built(train: TrainTable, place: Place) -> nn.Module:
+    """The untrained model, for the names of its layers."""
+    examples = load_examples(component.dataset.choose(train.data, "train.data"), place)
+    with torch.random.fork_rng(devices=[]):
+        return untrained(component.architecture.choose(train.model, "train.model"), examples)
+
+
+def _background(file: File, place: Place) -> Data:
+    """What the file names, or the first hundred training examples."""
+    if file.background is not None:
+        return _data(file.background.data, file.background.count, "background.data", place)
+    choice = component.dataset.choose(file.train.data, "train.data")
+    return _data(choice, min(BACKGROUND, len(load_examples(choice, place))), "background", place)
 
 
 def _data(given: Any, count: int | None, where: str, place: Place) -> Data:

@@ -1,7 +1,8 @@
 """What a job fetches: examples from the data folder, models and maps from the store."""
 
+import copy
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,11 +12,11 @@ from torch import Tensor, nn
 from consilience.component import Choice
 from consilience.data.examples import Batch, Examples, checked
 from consilience.errors import DataError, ModelError, SpecError
-from consilience.experiment.specs import Data, Explain, Predict, Select, Subject, Train
+from consilience.experiment.specs import Data, Explain, Given, Predict, Select, Spec, Subject, Train
 from consilience.experiment.store import Store
 from consilience.models.split import normalised
 from consilience.rng import Rng
-from consilience.tensors import slices
+from consilience.tensors import Coverage, slices
 from consilience.training.loop import begun
 
 
@@ -23,6 +24,10 @@ class Place(NamedTuple):
     """Where a run finds things on this machine. Nothing of it enters a spec."""
 
     data: Path | None = None
+    models: Mapping[str, nn.Module] = {}
+    """What a user handed over, by the digest of its ``Given``."""
+    handed: Mapping[str, Examples] = {}
+    """Examples that a user handed over, by their fingerprint."""
 
 
 class Desk(NamedTuple):
@@ -37,6 +42,8 @@ class Desk(NamedTuple):
         Raises:
             DataError: They are not what they were when the experiment was loaded.
         """
+        if data.choice is None:
+            return self.place.handed[data.fingerprint]
         examples = load_examples(data.choice, self.place)
         if examples.fingerprint != data.fingerprint:
             raise DataError(
@@ -54,25 +61,50 @@ class Desk(NamedTuple):
         return begun(functools.partial(self.fresh, spec), spec.init)
 
     def model(self, subject: Subject) -> nn.Module:
-        """The model that a subject names: weights loaded, edited, frozen, in evaluation mode.
+        """The model that a subject names: weights loaded, edited, frozen, in evaluation mode."""
+        return self.edited(subject)[0]
+
+    def edited(self, subject: Subject) -> tuple[nn.Module, Coverage | None]:
+        """The model that a subject names, and what its edit changed in it.
 
         Raises:
-            ModelError: Its weights are not all finite.
+            ModelError: Its weights are not all finite, or the edit cannot be made on it.
             SpecError: The epoch was not kept, or the store cannot make the model.
         """
         source = subject.source
         if isinstance(source, Select):
-            return self.model(source.candidates[self.store.table(source)["best"]])
+            return self.edited(source.candidates[self.store.table(source)["best"]])
+        model = self._unedited(source, subject.epoch)
+        if subject.edit is None:
+            return model, None
+        roles: dict[str, Any] = {"rng": Rng(subject.edit_seed or 0, [])}
+        if isinstance(source, Train):
+            roles["source"] = functools.partial(self.source, source)
+        coverage: Coverage = subject.edit.build(**roles)(model)
+        return model, coverage
+
+    def _unedited(self, source: Spec, epoch: int | None) -> nn.Module:
+        if isinstance(source, Given):
+            return copy.deepcopy(self.handed(source)).eval().requires_grad_(False)
         if not isinstance(source, Train):
             raise SpecError(f"{source.stage} {source.digest[:12]}: expected a trained model; name a Train or a Select")
-        weights = self.store.tensors(source, _file_of(source, subject.epoch))
+        weights = self.store.tensors(source, _file_of(source, epoch))
         with torch.random.fork_rng(devices=[]):
             model = self.fresh(source)
         loaded(model, weights, f"{source.stage} {source.digest[:12]}")
-        if subject.edit is not None:
-            rng = Rng(subject.edit_seed or 0, [])
-            subject.edit.build(rng=rng, source=functools.partial(self.source, source))(model)
         return model
+
+    def handed(self, given: Given) -> nn.Module:
+        """The model that a user handed over.
+
+        Raises:
+            SpecError: It is not in memory here.
+        """
+        if given.digest not in self.place.models:
+            raise SpecError(
+                f"given {given.digest[:12]}: expected the model in memory, found none; hand it over, in this process"
+            )
+        return self.place.models[given.digest]
 
     def target(self, spec: Explain) -> Tensor:
         """What is explained of each example: its label, one class, or what a model answered."""

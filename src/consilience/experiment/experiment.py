@@ -7,7 +7,7 @@ import msgspec
 
 from consilience import component
 from consilience.component import Choice
-from consilience.experiment.families import Family, Member, Redraw
+from consilience.experiment.families import Family, Member, Redraw, SideBySide, Source
 from consilience.experiment.specs import (
     Data,
     Entry,
@@ -38,7 +38,7 @@ class Experiment(msgspec.Struct, frozen=True, kw_only=True):
     """Families x methods x measures, all checked."""
 
     name: str
-    base: Train
+    base: Source
     examples: Data
     methods: tuple[Choice, ...]
     controls: tuple[Choice, ...]
@@ -46,7 +46,15 @@ class Experiment(msgspec.Struct, frozen=True, kw_only=True):
     judge: tuple[Choice, ...]
     summarise: tuple[Choice, ...]
     channels: Channels
-    families: tuple[Family, ...]
+    families: tuple[Family | SideBySide, ...]
+    background: Data | None = None
+    """Examples that stand for 'nothing in particular', for the methods that ask for them."""
+
+    @property
+    def data(self) -> list[Data]:
+        """All that is read: what the base was trained on, what is explained, and the background."""
+        trained = [self.base.data] if isinstance(self.base, Train) else []
+        return [*trained, self.examples, *([self.background] if self.background else [])]
 
     @property
     def floor(self) -> Redraw:
@@ -59,19 +67,18 @@ class Experiment(msgspec.Struct, frozen=True, kw_only=True):
 
     def maps_of(self, member: Member, method: Choice) -> Explain:
         """The spec of one member's maps."""
-        return explanation(member.subject, method, self.examples, member.seed)
+        return explanation(member.subject, method, self.examples, member.seed, self.background)
 
-    def _of_family(self, family: Family) -> Iterator[Goal]:
+    def _of_family(self, family: Family | SideBySide) -> Iterator[Goal]:
         members = family.members(self.base)
         yield from self._judged(family, members)
         for method in (*self.methods, *self.controls):
             for measure in self.compare:
                 table = self._entries(family, members, method, measure)
                 yield from self._compared(family, members, method, measure, table)
-                if family is not self.floor:
-                    yield from self._summarised(family, members, method, measure, table)
+                yield from self._summarised(family, members, method, measure, table)
 
-    def _judged(self, family: Family, members: Sequence[Member]) -> Iterator[Goal]:
+    def _judged(self, family: Family | SideBySide, members: Sequence[Member]) -> Iterator[Goal]:
         """Measures of one model: of its answers, and of its maps where they have what the measure needs."""
         for measure in self.judge:
             for member in members:
@@ -85,7 +92,9 @@ class Experiment(msgspec.Struct, frozen=True, kw_only=True):
                     spec = comparison(measure, self.maps_of(member, method), channels=self.channels)
                     yield Goal(family.name, method, measure, member.name, "", spec)
 
-    def _entries(self, family: Family, members: Sequence[Member], method: Choice, measure: Choice) -> tuple[Entry, ...]:
+    def _entries(
+        self, family: Family | SideBySide, members: Sequence[Member], method: Choice, measure: Choice
+    ) -> tuple[Entry, ...]:
         maps = [self.maps_of(member, method) for member in members]
         return tuple(
             Entry(
@@ -95,25 +104,38 @@ class Experiment(msgspec.Struct, frozen=True, kw_only=True):
         )  # fmt: skip
 
     def _compared(
-        self, family: Family, members: Sequence[Member], method: Choice, measure: Choice, table: Sequence[Entry]
+        self,
+        family: Family | SideBySide,
+        members: Sequence[Member],
+        method: Choice,
+        measure: Choice,
+        table: Sequence[Entry],
     ) -> Iterator[Goal]:
         for entry in table:
             names = members[entry.a].name, members[entry.b].name
             yield Goal(family.name, method, measure, *names, entry.measure)
 
     def _summarised(
-        self, family: Family, members: Sequence[Member], method: Choice, measure: Choice, table: tuple[Entry, ...]
+        self,
+        family: Family | SideBySide,
+        members: Sequence[Member],
+        method: Choice,
+        measure: Choice,
+        table: tuple[Entry, ...],
     ) -> Iterator[Goal]:
-        baseline = component.measure.choose({"use": "wrong_image", "of": measure})
-        given = {
-            "floor": self._entries(self.floor, self.floor.members(self.base), method, measure),
-            "wrong_image": self._entries(family, members, method, baseline),
-        }
+        """The summaries that have here what they ask for: ends of a scale for agreement image by image, or a null."""
+        given: dict[str, tuple[Entry, ...]] = {}
+        if measure.component.roles.keys() == {"maps", "other"} and family is not self.floor:
+            baseline = component.measure.choose({"use": "wrong_image", "of": measure})
+            given["floor"] = self._entries(self.floor, self.floor.members(self.base), method, measure)
+            given["wrong_image"] = self._entries(family, members, method, baseline)
+        known = {"table", "rng", *given, *measure.component.columns}
         for summary in self.summarise:
-            wanted = {role: given[role] for role in summary.component.roles if role in given}
-            seed = 0 if summary.draws else None
-            spec = Summary(summary=summary, table=table, seed=seed, **wanted)
-            yield Goal(family.name, method, measure, "", "", spec)
+            if known >= summary.component.roles.keys():
+                wanted = {role: given[role] for role in summary.component.roles if role in given}
+                seed = 0 if summary.draws else None
+                spec = Summary(summary=summary, table=table, seed=seed, **wanted)
+                yield Goal(family.name, method, measure, "", "", spec)
 
     def specs(self) -> list[Spec]:
         """The goals' specs."""

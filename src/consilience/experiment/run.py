@@ -122,7 +122,7 @@ def run(
     store: Store | Path | str,
     *,
     executor: Executor | None = None,
-    data: Path | None = None,
+    data: Path | Place | None = None,
     on_event: Callable[[Event], None] = lambda event: None,
 ) -> Outcome:
     """Make every artifact that an experiment needs and the store lacks.
@@ -133,7 +133,7 @@ def run(
         experiment: As loaded from its file, or specs themselves.
         store: Where artifacts are found and kept.
         executor: Any ``concurrent.futures.Executor``; in this process where there is none.
-        data: The folder of the data sets.
+        data: The folder of the data sets, or a ``Place`` that holds models and examples in memory too.
         on_event: Told of every group that is begun, done or failed.
 
     Raises:
@@ -145,7 +145,7 @@ def run(
     store = store if isinstance(store, Store) else Store(store)
     state = _State(goals, store, getattr(executor, "workers", 1))
     try:
-        _loop(state, executor, Place(data), on_event)
+        _loop(state, executor, data if isinstance(data, Place) else Place(data), on_event)
     except BaseException:
         for job in state.running:
             job.cancel()

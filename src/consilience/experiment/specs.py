@@ -49,10 +49,15 @@ class Spec(Record, frozen=True, kw_only=True, omit_defaults=True, dict=True, tag
 
 
 class Data(Record, frozen=True, kw_only=True):
-    """Examples, and what they contained when the experiment was loaded."""
+    """Examples, and what they contained when the experiment was loaded. Without a choice: handed over in memory."""
 
-    choice: Choice
     fingerprint: str
+    choice: Choice | None = None
+
+    @property
+    def label(self) -> str:
+        """How a person would write it."""
+        return "examples in memory" if self.choice is None else self.choice.label
 
 
 class Train(Spec, frozen=True, kw_only=True):
@@ -159,9 +164,15 @@ class Summary(Spec, frozen=True, kw_only=True):
     seed: int | None = None
 
 
-def explanation(subject: Subject, method: Choice, data: Data, seed: int) -> Explain:
-    """The spec of a model's maps; the seed stays out of it where nothing in the method draws."""
-    return Explain(subject=subject, method=method, data=data, seed=seed if method.draws else None)
+def explanation(subject: Subject, method: Choice, data: Data, seed: int, background: Data | None = None) -> Explain:
+    """The spec of a model's maps; seed and background stay out of it where nothing in the method asks for them."""
+    return Explain(
+        subject=subject,
+        method=method,
+        data=data,
+        seed=seed if method.draws else None,
+        background=background if method.asks("background") else None,
+    )
 
 
 def comparison(measure: Choice, of: Any, other: Any = None, channels: Channels = "sum") -> Measure:

@@ -14,7 +14,7 @@ from consilience.data.examples import Batch, Examples
 from consilience.errors import ModelError, SpecError
 from consilience.experiment.desk import Desk, Place, batches
 from consilience.experiment.files import RowWriter, read_tensors, write_bytes, write_tensors
-from consilience.experiment.specs import Explain, Measure, Predict, Select, Spec, Summary, Train
+from consilience.experiment.specs import Explain, Given, Measure, Predict, Select, Spec, Summary, Train
 from consilience.experiment.store import Store
 from consilience.experiment.values import measured, summarised
 from consilience.rng import Rng, takes_rng
@@ -64,6 +64,13 @@ def _train(group: Sequence[Train], desk: Desk, draft: Path, tell: Tell) -> None:
     write_bytes(folder / "history.json", json.dumps(trained.history).encode())
 
 
+def _given(group: Sequence[Given], desk: Desk, draft: Path, tell: Tell) -> None:
+    """That the model was handed over; its weights stay with whoever has them."""
+    for spec in group:
+        note = {"module": repr(desk.handed(spec))}
+        write_bytes(draft / spec.stage / spec.digest / "handed.json", json.dumps(note).encode())
+
+
 def _select(group: Sequence[Select], desk: Desk, draft: Path, tell: Tell) -> None:
     for spec in group:
         means = torch.stack([desk.store.tensors(measure)["value"].nanmean() for measure in spec.by])
@@ -87,9 +94,17 @@ def answers(model: nn.Module, examples: Examples) -> Tensor:
 
 def _explain(group: Sequence[Explain], desk: Desk, draft: Path, tell: Tell) -> None:
     for position, spec in enumerate(group):
-        path = draft / spec.stage / spec.digest / "data.safetensors"
+        folder = draft / spec.stage / spec.digest
+        model, coverage = desk.edited(spec.subject)
+        if coverage is not None:
+            write_bytes(folder / "coverage.json", json.dumps(coverage._asdict()).encode())
         made = write_maps(
-            path, desk.method(spec), desk.model(spec.subject), desk.examples(spec.data), desk.target(spec), spec.seed
+            folder / "data.safetensors",
+            desk.method(spec),
+            model,
+            desk.examples(spec.data),
+            desk.target(spec),
+            spec.seed,
         )
         for share in made:
             tell((position + share) / len(group))
@@ -161,6 +176,7 @@ def _summarise(group: Sequence[Summary], desk: Desk, draft: Path, tell: Tell) ->
 
 STAGES: dict[type[Spec], Callable[[Any, Desk, Path, Tell], None]] = {
     Train: _train,
+    Given: _given,
     Select: _select,
     Predict: _predict,
     Explain: _explain,

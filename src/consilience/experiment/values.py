@@ -100,7 +100,7 @@ def _examples(spec: Measure, desk: Desk, part: str) -> Tensor:
     examples = desk.examples(_data(spec))
     value: Tensor | None = getattr(examples.batch(range(len(examples))), part)
     if value is None:
-        raise DataError(f"{_data(spec).choice.label}: expected masks, found none; use data with boxes or masks")
+        raise DataError(f"{_data(spec).label}: expected masks, found none; use data with boxes or masks")
     return value
 
 
@@ -166,16 +166,21 @@ def columns(component: Component, result: Any, spec: Measure, desk: Desk) -> dic
 
 def summarised(spec: Summary, desk: Desk) -> Sequence[Row]:
     """The rows of a summary."""
-    component = spec.summary.component
-    tables = {role: table_of(getattr(spec, role), desk) for role in component.roles if role != "rng"}
-    rng = {"rng": Rng(spec.seed or 0, [])} if "rng" in component.roles else {}
-    rows: Sequence[Row] = spec.summary.build()(**tables, **rng)
+    given: dict[str, Callable[[], Any]] = {
+        "table": lambda: table_of(spec.table, desk),
+        "floor": lambda: table_of(spec.floor, desk),
+        "wrong_image": lambda: table_of(spec.wrong_image, desk),
+        "null": lambda: table_of(spec.table, desk, "null"),
+        "p": lambda: torch.stack([desk.store.tensors(entry.measure)["p"] for entry in spec.table]),
+        "rng": lambda: Rng(spec.seed or 0, []),
+    }
+    rows: Sequence[Row] = spec.summary.build()(**{role: given[role]() for role in spec.summary.component.roles})
     return rows
 
 
-def table_of(entries: Sequence[Entry], desk: Desk) -> Table:
-    """The values of a family's pairs, side by side."""
-    values = [desk.store.tensors(entry.measure)["value"] for entry in entries]
+def table_of(entries: Sequence[Entry], desk: Desk, column: str = "value") -> Table:
+    """One column of a family's pairs, side by side."""
+    values = [desk.store.tensors(entry.measure)[column] for entry in entries]
     if not entries:
         return Table((), (), (), torch.empty(0), torch.empty(0), torch.empty(0, 0))
     of = entries[0].measure.of

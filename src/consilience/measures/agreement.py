@@ -68,19 +68,29 @@ def _directions(rows: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
 def mean_ranks(rows: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
     """Ranks 1 to d within each row, equal values sharing their mean rank; NaN throughout where a row holds NaN."""
     values = rows.cpu().numpy()
-    order = values.argsort(1)
-    ordered = np.take_along_axis(values, order, 1)
-    place = np.arange(1, values.shape[1] + 1)
+    order, ordered = _sorted(values)
     new = np.ones(values.shape, dtype=bool)  # where a run of equal values begins
     new[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
-    last = np.ones(values.shape, dtype=bool)  # where it ends
-    last[:, :-1] = new[:, 1:]
-    begin = np.maximum.accumulate(np.where(new, place, 0), 1)
-    end = np.minimum.accumulate(np.where(last, place, values.shape[1])[:, ::-1], 1)[:, ::-1]
+    begin = np.flatnonzero(new)
+    length = np.diff(begin, append=new.size)
+    shared = begin % max(1, values.shape[1]) + (length + 1) / 2
     ranks = np.empty(values.shape)
-    np.put_along_axis(ranks, order, (begin + end) / 2, 1)
+    np.put_along_axis(ranks, order, shared[np.cumsum(new) - 1].reshape(values.shape), 1)
     ranks[np.isnan(values).any(1)] = np.nan
     return torch.from_numpy(ranks).to(rows.device)
+
+
+def _sorted(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Positions in ascending order of each row's values, and what stands there: equal where the values are equal."""
+    if values.dtype != np.float32:
+        order = values.argsort(1, kind="stable")
+        return order, np.take_along_axis(values, order, 1)
+    # A float's bits, made to ascend as an integer, with the position behind them: sorting these is several
+    # times faster than argsort, which also slows down with ties.
+    bits = (values + np.float32(0)).view(np.int32)  # the sum makes -0 into 0
+    ascending = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).astype(np.int64)
+    packed = np.sort((ascending << 32) | np.arange(values.shape[1]), axis=1)
+    return packed & 0xFFFFFFFF, packed >> 32
 
 
 def _products(rows: Sequence[Float[Tensor, "n d"]], pairs: Pairs) -> Iterator[Float[Tensor, " n"]]:

@@ -1,12 +1,14 @@
 """From the values of a family to rows that a person reads, each with its uncertainty."""
 
-from collections.abc import Iterator
 from typing import Annotated, NamedTuple
 
 import numpy as np
+from jaxtyping import Float
 from msgspec import Meta
+from torch import Tensor
 
 from consilience.component import summary
+from consilience.measures.resampling import columns, example_weights, interval, only, pair_weights
 from consilience.rng import Rng
 from consilience.tensors import Row, Table
 
@@ -37,24 +39,12 @@ def calibrated_similarity(
     """
     rows = []
     for name, chosen in columns(table):
-        part, other = _only(table, chosen), _only(wrong_image, chosen)
+        part, other = only(table, chosen), only(wrong_image, chosen)
         estimate, sample = _with_bootstrap(part, floor, other, rng.common(name), draws)
-        low, high = _interval(sample, level)
+        low, high = interval(sample, level)
         undefined = int(np.isnan(part.value.numpy()).sum())
         rows.append(Row(name, len(part.a), part.value.shape[1], undefined, estimate, low, high))
     return rows
-
-
-def columns(table: Table) -> Iterator[tuple[str, list[int]]]:
-    """Names of columns, and which pairs they hold: single-factor pairs together and by factor, the others apart."""
-    single = [i for i, factors in enumerate(table.differs) if len(factors) == 1]
-    if single:
-        yield "overall", single
-    for factor in dict.fromkeys(table.differs[i][0] for i in single):
-        yield factor, [i for i in single if table.differs[i][0] == factor]
-    several = [i for i, factors in enumerate(table.differs) if len(factors) > 1]
-    if several:
-        yield "several", several
 
 
 class _Means(NamedTuple):
@@ -69,9 +59,8 @@ def _with_bootstrap(
     table: Table, floor: Table, baseline: Table, chance: np.random.Generator, draws: int
 ) -> tuple[float, np.ndarray]:
     """The calibrated value, and its bootstrap sample; both NaN where the floor does not clear the baseline."""
-    n = table.value.shape[1]
-    examples = np.vstack([np.ones(n), chance.multinomial(n, np.full(n, 1 / n), draws)])
-    pairs = _pair_weights(table, chance, draws)
+    examples = example_weights(table.value.shape[1], chance, draws)
+    pairs = pair_weights(table, chance, draws)
     means = _Means(
         _weighted(table, pairs, examples),
         _weighted(floor, np.ones((draws + 1, len(floor.a))), examples),
@@ -84,19 +73,6 @@ def _with_bootstrap(
     return float(value[0]), value[1:]
 
 
-def _pair_weights(table: Table, chance: np.random.Generator, draws: int) -> np.ndarray:
-    """How often each pair stands in each draw of the twins; the first draw has each once.
-
-    A draw in which no pair is left is replaced by one that has each once, so a single pair stays.
-    """
-    a, b = np.array(table.a), np.array(table.b)
-    twins, position = np.unique(np.concatenate([a, b]), return_inverse=True)
-    counts = chance.multinomial(len(twins), np.full(len(twins), 1 / len(twins)), draws)
-    weights = counts[:, position[: len(a)]] * counts[:, position[len(a) :]]
-    weights[weights.sum(1) == 0] = 1
-    return np.vstack([np.ones(len(a)), weights])
-
-
 def _weighted(table: Table, pairs: np.ndarray, examples: np.ndarray) -> np.ndarray:
     """Each draw's mean over pairs and examples, undefined values left out."""
     values = table.value.double().numpy()
@@ -107,17 +83,62 @@ def _weighted(table: Table, pairs: np.ndarray, examples: np.ndarray) -> np.ndarr
     return means
 
 
-def _only(table: Table, chosen: list[int]) -> Table:
-    return table._replace(
-        a=tuple(table.a[i] for i in chosen),
-        b=tuple(table.b[i] for i in chosen),
-        differs=tuple(table.differs[i] for i in chosen),
-        value=table.value[chosen],
-    )
+@summary(version=1, paper="watson2022agree")
+def consistency(
+    table: Table,
+    null: Table,
+    p: Float[Tensor, " pairs"],
+    rng: Rng,
+    *,
+    draws: Annotated[int, Meta(ge=100)] = 1000,
+    level: Annotated[float, Meta(gt=0, lt=1)] = 0.95,
+) -> list[Row]:
+    """C, 1 where nobody can tell which twin made a map and 0 where everybody can; NaN where nothing could be judged.
+
+    ``1 - max(0, S)``, S the mean of ``2 * held-out accuracy - 1`` over pairs, of the mean over classes, of the
+    mean over examples; clipped once, at the end. Rows are those of ``calibrated_similarity``, and so are the
+    bootstrap's draws; the classifiers are not fitted anew in them. Beside C stands ``null``, the C of the same
+    maps with the models exchanged at random, and p: of a single pair its own, of several twice their mean,
+    which is valid however the pairs depend on each other.
+
+    C falls as examples and pixels are added, for any fixed difference; it is comparable at equal numbers only.
+
+    Args:
+        draws: Of the bootstrap.
+        level: Of the interval.
+    """
+    rows = []
+    for name, chosen in columns(table):
+        part, exchanged, chance = only(table, chosen), only(null, chosen), rng.common(name)
+        examples = example_weights(part.value.shape[1], chance, draws)
+        pairs = pair_weights(part, chance, draws)
+        sample = 1 - np.clip(_over_classes(part, pairs, examples), 0, 1)
+        control = 1 - np.clip(_over_classes(exchanged, pairs[:1], examples[:1]), 0, 1)
+        low, high = interval(sample[1:], level)
+        undefined = int(np.isnan(part.value.numpy()).sum())
+        own = p[chosen].double().numpy()
+        joint = float(own[0]) if len(own) == 1 else min(1.0, 2 * float(own.mean()))
+        rows.append(
+            Row(
+                name, len(chosen), part.value.shape[1], undefined, float(sample[0]), low, high, joint, float(control[0])
+            )
+        )
+    return rows
 
 
-def _interval(sample: np.ndarray, level: float) -> tuple[float, float]:
-    if not np.isfinite(sample).any():
-        return float("nan"), float("nan")
-    low, high = np.nanpercentile(sample, [50 * (1 - level), 50 * (1 + level)])
-    return float(low), float(high)
+def _over_classes(table: Table, pairs: np.ndarray, examples: np.ndarray) -> np.ndarray:
+    """Each draw's mean over pairs of the mean over classes of the mean over examples, undefined values left out."""
+    values, label = table.value.double().numpy(), table.label.numpy()
+    total, classes = np.zeros((len(values), len(examples))), np.zeros((len(values), len(examples)))
+    for kind in np.unique(label):
+        part, weight = values[:, label == kind], examples[:, label == kind].T
+        defined = np.isfinite(part)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            mean = (np.where(defined, part, 0) @ weight) / (defined @ weight)
+        classes += np.isfinite(mean)
+        total += np.nan_to_num(mean)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        scores = total / classes
+        weights = pairs.T * np.isfinite(scores)
+        result: np.ndarray = (np.nan_to_num(scores) * weights).sum(0) / weights.sum(0)
+    return result

@@ -2,23 +2,31 @@
 
 import functools
 import re
-from collections import Counter
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
 import msgspec
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, StrictUndefined, Template
+from markupsafe import Markup
 
 from consilience.errors import DiskError
 from consilience.experiment.desk import Desk, Place
 from consilience.experiment.experiment import Experiment
 from consilience.experiment.store import Store, writing
-from consilience.reporting.figures import galleries
-from consilience.reporting.tables import page_of
+from consilience.reporting.charts import cascade_charts, shade
+from consilience.reporting.figures import Gallery, galleries, scale
+from consilience.reporting.grades import number
+from consilience.reporting.layout import blocks, classified, matrices, pivots
+from consilience.reporting.page import Page, page_of
 
 
 def report(
-    experiment: Experiment, store: Store | Path | str, out: Path | str = "report.html", *, data: Path | None = None
+    experiment: Experiment,
+    store: Store | Path | str,
+    out: Path | str = "report.html",
+    *,
+    data: Path | Place | None = None,
 ) -> Path:
     """Write what the store holds of an experiment as one self-contained page, and ``.json`` beside it.
 
@@ -26,7 +34,7 @@ def report(
         experiment: As loaded from its file.
         store: Where the artifacts are.
         out: The page's file.
-        data: The folder of the data sets, for the pictures.
+        data: The folder of the data sets, for the pictures, or a ``Place`` that holds them in memory.
 
     Raises:
         ArtifactError: The store is none, or an artifact is damaged.
@@ -35,16 +43,8 @@ def report(
     store = store if isinstance(store, Store) else Store(store)
     out = Path(out)
     page = page_of(experiment, store)
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["number"] = number
-    template = environment.from_string(files("consilience.reporting").joinpath("page.html").read_text("utf-8"))
-    rows = Counter((line.family, line.method, line.measure) for line in page.lines)
-    text = template.render(
-        page=page,
-        rows_of=lambda line: rows[line.family, line.method, line.measure],
-        galleries=galleries(experiment, Desk(store, Place(data))),
-        references={key: reference(key) for key in page.references},
-    )
+    desk = Desk(store, data if isinstance(data, Place) else Place(data))
+    text = rendered(page, galleries(experiment, desk))
     with writing(out.parent):
         try:
             out.write_text(text, encoding="utf-8")
@@ -54,12 +54,38 @@ def report(
     return out
 
 
-def number(value: float | None, digits: int = 2) -> str:
-    """A number as the page shows it; a dash where it is undefined."""
-    if value is None:
-        return "\u2013"
-    text = f"{value:.{digits}f}"
-    return text.removeprefix("-") if float(text) == 0 else text.replace("-", "\u2212")
+def rendered(page: Page, pictures: Sequence[Gallery]) -> str:
+    """The page as HTML that needs no other file."""
+    tables = blocks(page.lines)
+    return _template().render(
+        page=page,
+        agreement=[block for block in tables if block.kind != "cascade"],
+        cascade=[block for block in tables if block.kind == "cascade"],
+        classified=classified(page.told, page.performances),
+        pairs=matrices(page.matrices, page.told),
+        pivots=pivots(page.judged),
+        charts=cascade_charts(page.lines),
+        galleries=pictures,
+        scale=scale(),
+        references={key: reference(key) for key in page.references},
+    )
+
+
+def _template() -> Template:
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"number": number, "drawing": Markup, "at": at, "breakable": breakable}
+    environment.globals["shade"] = shade
+    return environment.from_string(files("consilience.reporting").joinpath("page.html").read_text("utf-8"))
+
+
+def at(value: float) -> str:
+    """Where a value of the scale lies on its drawing, which stops at both ends."""
+    return f"{100 * min(1.0, max(0.0, value)):.1f}%"
+
+
+def breakable(name: str) -> Markup:
+    """A name, escaped, that may go on in the next line after a mark between its words."""
+    return Markup("<wbr>").join(re.split(r"(?<=[_(,=])(?=\w)", name))
 
 
 @functools.cache

@@ -1,24 +1,27 @@
-"""From goals and artifacts to what a page says: plain values, the same for the page and its JSON twin."""
+"""From goals and artifacts to the tables of a page: plain values, the same for the page and its JSON twin."""
 
 import math
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Literal
 
 import msgspec
 import torch
 from torch import Tensor
 
-from consilience.component import Choice
 from consilience.experiment.experiment import Experiment, Goal
-from consilience.experiment.families import Redraw
-from consilience.experiment.specs import Entry, Measure, Summary, Train, plan
+from consilience.experiment.families import Randomised, Redraw, SideBySide
+from consilience.experiment.specs import Entry, Explain, Measure, Spec, Summary
 from consilience.experiment.store import Store
+
+FamilyKind = Literal["twins", "models", "cascade", "floor"]
+"""Trained again; side by side; the base with layers drawn anew; one model explained twice."""
 
 
 class Line(msgspec.Struct):
     """One column of one family: raw agreement between its floor and its baseline, and where that is on their scale."""
 
     family: str
+    kind: FamilyKind
     method: str
     control: bool
     measure: str
@@ -36,12 +39,50 @@ class Line(msgspec.Struct):
     """Of the interval."""
 
 
+class Told(msgspec.Struct):
+    """One column of one family: whether a classifier tells apart which model made a map."""
+
+    family: str
+    kind: FamilyKind
+    method: str
+    control: bool
+    measure: str
+    column: str
+    pairs: int
+    """alpha: how many pairs C is a mean of."""
+    examples: int
+    undefined: int
+    consistency: float | None
+    low: float | None
+    high: float | None
+    level: float
+    null: float | None
+    """C of the same maps with the models exchanged at random."""
+    p: float | None
+
+
+class Matrix(msgspec.Struct):
+    """A measure's mean over images for every two models of a family; None where two were not compared."""
+
+    family: str
+    method: str
+    measure: str
+    names: list[str]
+    values: list[list[float | None]]
+    floor: float | None
+    """None, and the baseline too, where there is no scale between them."""
+    wrong_image: float | None
+
+
 class Judged(msgspec.Struct):
     """One model under one measure: the mean over examples."""
 
+    family: str
+    kind: FamilyKind
     measure: str
     better: str
     method: str
+    control: bool
     member: str
     examples: int
     undefined: int
@@ -49,108 +90,166 @@ class Judged(msgspec.Struct):
     median: float | None
 
 
-class Page(msgspec.Struct):
-    """Everything that the page says, but for its pictures."""
+class Performance(msgspec.Struct):
+    """A measure of the models' answers, over the models that are compared with each other."""
 
-    title: str
-    answer: list[str]
-    lines: list[Line]
-    judged: list[Judged]
-    chosen: dict[str, str]
-    references: list[str]
-    made: dict[str, Any]
-    missing: int
-    """Numbers that were not made, since a job failed or did not run."""
+    family: str
+    measure: str
+    lowest: float
+    mean: float
+    highest: float
 
 
-def page_of(experiment: Experiment, store: Store) -> Page:
-    """What the store holds of an experiment."""
-    goals = experiment.goals()
-    there = [goal for goal in goals if goal.spec in store]
-    lines = [
-        line
-        for goal in there
-        if isinstance(goal.spec, Summary)
-        for line in _lines(goal, goal.spec, experiment, store)
-    ]  # fmt: skip
-    floor = experiment.floor.name
-    judged = [
-        _judged(goal, store)
-        for goal in there
-        if isinstance(goal.spec, Measure) and not goal.b and goal.family != floor
-    ]  # fmt: skip
-    return Page(
-        title=experiment.name,
-        answer=[answer(line, lines) for line in lines if line.column == "overall" and not line.control],
-        lines=lines,
-        judged=judged,
-        chosen=_chosen(experiment),
-        references=_references(experiment),
-        made=_made(experiment, store),
-        missing=len(goals) - len(there),
-    )
+def kind_of(experiment: Experiment, name: str) -> FamilyKind:
+    """What sort of family stands under a name."""
+    family = next(family for family in experiment.families if family.name == name)
+    if isinstance(family, Redraw):
+        return "floor"
+    if isinstance(family, Randomised):
+        return "cascade"
+    return "models" if isinstance(family, SideBySide) else "twins"
 
 
-def answer(line: Line, lines: Sequence[Line] = ()) -> str:
-    """A line of the table as a sentence, with the factor that changes explanations most."""
-    who = f"Explained by {line.method}, the twins"
-    if line.estimate is None or line.low is None or line.high is None:
-        return (
-            f"{who} cannot be placed: by {line.measure}, one model explained twice is no more alike than maps of "
-            "different images, so there is no scale to stand on."
-        )
-    if line.low > 0.95:
-        verdict = "agree almost as well as one model explained twice"
-    elif line.high < 0.05:
-        verdict = "agree no better than maps of different images"
-    else:
-        verdict = "agree only in part"
-    interval = f"{100 * line.level:.0f} % interval {line.low:.2f} to {line.high:.2f}"
-    return (
-        f"{who} {verdict}: {line.estimate:.2f} ({interval}) on the scale from 0, maps of different images of one "
-        f"class, to 1, one model explained twice; by {line.measure}, from {line.pairs} pairs of twins and "
-        f"{line.examples} images.{_worst(line, lines)}"
-    )
-
-
-def _worst(line: Line, lines: Sequence[Line]) -> str:
-    """Which factor makes twins explain least alike, where there are several."""
-    place = (line.family, line.method, line.measure)
-    factors = [
-        (other.estimate, other.column)
-        for other in lines
-        if (other.family, other.method, other.measure) == place
-        and other.column not in ("overall", "several")
-        and other.estimate is not None
-    ]
-    if len(factors) < 2:
-        return ""
-    estimate, name = min(factors)
-    return f" They are least alike where they differ in {name} ({estimate:.2f})."
-
-
-def _lines(goal: Goal, spec: Summary, experiment: Experiment, store: Store) -> Iterable[Line]:
-    method = goal.method.label if goal.method else ""
-    controls = {choice.label for choice in experiment.controls}
-    for row in store.table(spec):
+def lines(experiment: Experiment, store: Store) -> list[Line]:
+    """The rows of agreement, image by image."""
+    found = []
+    for goal, spec, row in _rows(experiment, store, "calibrated_similarity"):
+        kind = kind_of(experiment, goal.family)
+        if kind == "cascade" and row["name"] == "overall":
+            continue  # a mean over stages says nothing
         entries = [_in_column(part, row["name"]) for part in (spec.table, spec.wrong_image)]
-        yield Line(
-            family=goal.family,
-            method=method,
-            control=method in controls,
-            measure=goal.measure.label,
-            column=row["name"],
-            pairs=row["pairs"],
-            examples=row["n"],
-            undefined=row["undefined"],
-            agreement=_mean_of(entries[0], store),
-            floor=_mean_of(spec.floor, store),
-            wrong_image=_mean_of(entries[1], store),
-            estimate=_finite(row["estimate"]),
+        found.append(
+            Line(
+                **_place(experiment, goal, row),
+                agreement=_mean_of(entries[0], store),
+                floor=_mean_of(spec.floor, store),
+                wrong_image=_mean_of(entries[1], store),
+                estimate=_finite(row["estimate"]),
+                low=_finite(row["low"]),
+                high=_finite(row["high"]),
+                level=spec.summary.option("level"),
+            )
+        )
+    return found
+
+
+def told(experiment: Experiment, store: Store) -> list[Told]:
+    """The rows of consistency, of twins, models and the floor."""
+    return [
+        Told(
+            **_place(experiment, goal, row),
+            consistency=_finite(row["estimate"]),
             low=_finite(row["low"]),
             high=_finite(row["high"]),
             level=spec.summary.option("level"),
+            null=_finite(row["null"]),
+            p=_finite(row["p"]),
         )
+        for goal, spec, row in _rows(experiment, store, "consistency")
+        if not (kind_of(experiment, goal.family) == "floor" and row["name"] != "overall")
+        and kind_of(experiment, goal.family) != "cascade"
+    ]
+
+
+def _rows(experiment: Experiment, store: Store, summary: str) -> Iterator[tuple[Goal, Summary, dict[str, Any]]]:
+    for goal in experiment.goals():
+        if isinstance(goal.spec, Summary) and goal.spec.summary.use == summary and goal.spec in store:
+            for row in store.table(goal.spec):
+                yield goal, goal.spec, row
+
+
+def _place(experiment: Experiment, goal: Goal, row: dict[str, Any]) -> dict[str, Any]:
+    """What every row of a summary says of where it stands."""
+    method = goal.method.label if goal.method else ""
+    return {
+        "family": goal.family,
+        "kind": kind_of(experiment, goal.family),
+        "method": method,
+        "control": method in {choice.label for choice in experiment.controls},
+        "measure": goal.measure.label,
+        "column": row["name"],
+        "pairs": row["pairs"],
+        "examples": row["n"],
+        "undefined": row["undefined"],
+    }
+
+
+def matrices(experiment: Experiment, store: Store, rows: Sequence[Line]) -> list[Matrix]:
+    """Every two models of each family whose members are compared with each other, by each method and measure."""
+    found: dict[tuple[str, str, str], Matrix] = {}
+    for goal in experiment.goals():
+        if not goal.b or goal.method in experiment.controls or kind_of(experiment, goal.family) in ("floor", "cascade"):
+            continue
+        if goal.spec not in store:
+            continue
+        place = (goal.family, goal.method.label if goal.method else "", goal.measure.label)
+        if place not in found:
+            family = next(family for family in experiment.families if family.name == goal.family)
+            names = [member.name for member in family.members(experiment.base)]
+            ends = next((r for r in rows if (r.family, r.method, r.measure) == place and r.estimate is not None), None)
+            found[place] = Matrix(
+                *place,
+                names=names,
+                values=[[None] * len(names) for _ in names],
+                floor=ends.floor if ends else None,
+                wrong_image=ends.wrong_image if ends else None,
+            )
+        matrix, value = found[place], _finite(float(store.tensors(goal.spec)["value"].nanmean()))
+        a, b = matrix.names.index(goal.a), matrix.names.index(goal.b)
+        matrix.values[a][b] = matrix.values[b][a] = value
+    return list(found.values())
+
+
+def judged(experiment: Experiment, store: Store) -> list[Judged]:
+    """Each model by itself, those of the floor left out: they are the base."""
+    controls = {choice.label for choice in experiment.controls}
+    found = []
+    for goal in experiment.goals():
+        if goal.b or not isinstance(goal.spec, Measure) or goal.spec not in store:
+            continue
+        kind, method = kind_of(experiment, goal.family), goal.method.label if goal.method else ""
+        if kind == "floor" or (kind == "cascade" and goal.a == "base"):
+            continue
+        value: Tensor = store.tensors(goal.spec)["value"]
+        found.append(
+            Judged(
+                family=goal.family,
+                kind=kind,
+                measure=goal.measure.label,
+                better=goal.measure.component.better or "",
+                method=method,
+                control=method in controls,
+                member=goal.a,
+                examples=value.numel(),
+                undefined=int(value.isnan().sum()),
+                mean=_finite(float(value.nanmean())),
+                median=_finite(float(value.nanmedian())),
+            )
+        )
+    return found
+
+
+def performances(rows: Iterable[Judged]) -> list[Performance]:
+    """What the compared models are worth by each measure that needs no maps; models without a value are left out."""
+    values: dict[tuple[str, str], list[float]] = {}
+    for row in rows:
+        if not row.method and row.kind in ("twins", "models") and row.mean is not None:
+            values.setdefault((row.family, row.measure), []).append(row.mean)
+    return [Performance(*place, min(of), sum(of) / len(of), max(of)) for place, of in values.items()]
+
+
+def coverage(experiment: Experiment, store: Store) -> dict[str, dict[str, list[str]]]:
+    """What was drawn anew in each stage of the cascades, and what was kept, by the names of the state dict."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for family in experiment.families:
+        if not isinstance(family, Randomised):
+            continue
+        for member in family.members(experiment.base)[1:]:
+            specs: Iterable[Spec] = (experiment.maps_of(member, method) for method in experiment.methods)
+            there = next((spec for spec in specs if isinstance(spec, Explain) and spec in store), None)
+            if there is not None:
+                found[member.name] = store.table(there, "coverage")
+    return found
 
 
 def _in_column(entries: Sequence[Entry], column: str) -> list[Entry]:
@@ -165,62 +264,5 @@ def _mean_of(entries: Iterable[Entry], store: Store) -> float | None:
     return _finite(float(torch.stack(values).nanmean())) if values else None
 
 
-def _judged(goal: Goal, store: Store) -> Judged:
-    value: Tensor = store.tensors(goal.spec)["value"]
-    return Judged(
-        measure=goal.measure.label,
-        better=goal.measure.component.better or "",
-        method=goal.method.label if goal.method else "",
-        member=goal.a,
-        examples=value.numel(),
-        undefined=int(value.isnan().sum()),
-        mean=_finite(float(value.nanmean())),
-        median=_finite(float(value.nanmedian())),
-    )
-
-
 def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
-
-
-def _chosen(experiment: Experiment) -> dict[str, str]:
-    """What a reader has to know of the choices behind the numbers."""
-    base = experiment.base
-    twins = [family for family in experiment.families if not isinstance(family, Redraw)]
-    factors = "; ".join(
-        f"{factor} {', '.join(map(str, values))}" for family in twins for factor, values in family.values.items()
-    )
-    return {
-        "Model": base.model.label,
-        "Trained on": f"{base.data.choice.label}, {base.epochs} epochs, batches of {base.batch_size}",
-        "Objective and optimiser": f"{base.objective.label}, {base.optimizer.label}",
-        "Twins": f"one factor varied at a time: {factors}" if factors else "none",
-        "Explained": f"{experiment.examples.choice.label}, the true class of each example",
-        "Channels of maps": experiment.channels,
-        "Floor": f"the base explained with the draws {', '.join(map(str, experiment.floor.seeds))}",
-        "Baseline": "each map against another image's of the same class",
-        "Intervals": "bootstrap over examples and twins",
-    }
-
-
-def _references(experiment: Experiment) -> list[str]:
-    """Keys of the papers that the choices rest on."""
-    base = experiment.base
-    chosen: list[Choice] = [base.data.choice, base.model, base.objective, base.optimizer, experiment.examples.choice]
-    chosen += [*experiment.methods, *experiment.controls, *experiment.compare, *experiment.judge]
-    papers = {inner.component.paper for choice in chosen for inner in choice.nest}
-    return sorted(paper for paper in papers if paper)
-
-
-def _made(experiment: Experiment, store: Store) -> dict[str, Any]:
-    """Versions, machine and seconds of everything behind the page."""
-    notes = [(spec, store.provenance(spec)) for spec in plan(experiment.specs()) if spec in store]
-    versions = sorted({tuple(sorted(note["versions"].items())) for _, note in notes})
-    return {
-        "artifacts": len(notes),
-        "seconds": round(sum(note["seconds"] for _, note in notes), 1),
-        "training seconds": round(sum(note["seconds"] for spec, note in notes if isinstance(spec, Train)), 1),
-        "machine": ", ".join(sorted({note["machine"] for _, note in notes})),
-        "device": ", ".join(sorted({note["device"] for _, note in notes})),
-        "versions": [dict(one) for one in versions],
-    }
