@@ -1,8 +1,14 @@
 """Options and fixtures that several folders of tests share."""
 
+import signal
+
 import pytest
 
 from tests.experiment.fixtures import _tiny, copied, made, order, tiny, tiny_file, trials  # noqa: F401
+
+
+def pytest_configure() -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's '&' has it ignored; some tests interrupt
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

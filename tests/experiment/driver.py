@@ -18,6 +18,7 @@ EVENTS = ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.truncate
 
 
 def main():
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored below a shell's '&', and children inherit that
     warm()
     for line in sys.stdin:
         print(json.dumps(carried_out(json.loads(line))), flush=True)
