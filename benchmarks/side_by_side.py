@@ -58,11 +58,11 @@ class Peak(NamedTuple):
 def peak_in_process(module: str, *words: object) -> Peak:
     """What ``python -m module words`` prints last, in a process of its own: the two numbers of a ``Peak``.
 
-    Every tensor of a mebibyte or more has pages of its own there, which go with it (glibc). By default the
+    Every tensor of 128 KiB or more has pages of its own there, which go with it (glibc). By default the
     library learns while it runs which blocks to keep, and identical processes differ by a tenth.
     """
     words = (sys.executable, "-m", module, *map(str, words))
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**20)}
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**17)}
     done = subprocess.run(words, check=True, capture_output=True, text=True, env=environment)
     return Peak(*map(float, done.stdout.split()[-2:]))
 

@@ -49,6 +49,20 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise ArtifactError(unreadable(path, error)) from None
 
 
+def read_rows(path: Path, name: str, rows: slice) -> Tensor:
+    """Some rows of one tensor of a safetensors file; the others are not read.
+
+    Raises:
+        ArtifactError: The file is missing, cut short, or something else.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            part: Tensor = file.get_slice(name)[rows]
+            return part
+    except (SafetensorError, OSError) as error:
+        raise ArtifactError(unreadable(path, error)) from None
+
+
 def read_metadata(path: Path) -> dict[str, str]:
     """The notes that ``write_tensors`` put into a safetensors file's header; none in others' files.
 

@@ -27,7 +27,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from consilience.errors import ArtifactError, DiskError, unknown
-from consilience.experiment.files import checksum, read_tensors, write_bytes
+from consilience.experiment.files import checksum, read_rows, read_tensors, write_bytes
 from consilience.experiment.specs import Spec
 
 FORMAT = {"consilience-store": 1}
@@ -71,6 +71,14 @@ class Store:
         """
         path = self._checked(spec, f"{name}.safetensors")
         return read_tensors(path)
+
+    def maps(self, spec: Spec, rows: slice) -> Tensor:
+        """Some rows of an explanation, checked in the same way; the others are not kept in memory.
+
+        Raises:
+            ArtifactError: The artifact is absent, cut short or altered.
+        """
+        return read_rows(self._checked(spec, "data.safetensors"), "maps", rows)
 
     def table(self, spec: Spec, name: str = "rows") -> Any:
         """The JSON of an artifact, checked in the same way.

@@ -10,9 +10,11 @@ from consilience.component import Component
 from consilience.errors import DataError, SpecError
 from consilience.experiment.desk import Desk, labels
 from consilience.experiment.specs import Data, Entry, Explain, Measure, Predict, Subject, Summary, Train
-from consilience.pairs import Maps, over_family
+from consilience.pairs import Maps, Pairs, over_family
 from consilience.rng import Rng
 from consilience.tensors import Row, Table, prepare, rows_per_chunk, slices
+
+BLOCK_BYTES = 32 * 2**20  # of all twins' maps in float64, of the examples that are measured at a time
 
 
 def measured(group: Sequence[Measure], desk: Desk) -> Iterator[tuple[Measure, dict[str, Tensor]]]:
@@ -24,14 +26,35 @@ def measured(group: Sequence[Measure], desk: Desk) -> Iterator[tuple[Measure, di
             wanted = {role: fetch(role, spec, desk) for role in component.roles}
             yield spec, columns(component, function(**wanted), spec, desk)
         return
-    family, pairs = _family(group, desk)
-    shared = {role: fetch(role, group[0], desk) for role in roles}
-    for spec, result in zip(group, over_family(function, family, pairs, **shared), strict=True):
+    family, pairs = _family(group)
+    if roles or "measured_alike_alone" in component.breaks:  # an example's value may depend on the others
+        shared = {role: fetch(role, group[0], desk) for role in roles}
+        results = over_family(function, _maps_of(family, desk), pairs, **shared)
+    else:
+        results = _in_blocks(function, family, pairs, desk)
+    for spec, result in zip(group, results, strict=True):
         yield spec, columns(component, result, spec, desk)
 
 
-def _family(group: Sequence[Measure], desk: Desk) -> tuple[Sequence[Tensor], list[tuple[int, int]]]:
-    """Everybody's maps, read when they are asked for, and the pairs as positions among them."""
+def _in_blocks(
+    function: Callable[..., Any], family: Sequence[tuple[Explain, Measure]], pairs: Pairs, desk: Desk
+) -> Iterator[Any]:
+    """A measure of every pair, some examples after the others, so that memory does not grow with examples and twins."""
+    examples = len(desk.examples(family[0][0].data))
+    one = _maps(*family[0], desk, slice(0, 1)).numel() * torch.finfo(torch.float64).bits // 8
+    parts: list[list[Any]] = [[] for _ in pairs]
+    for rows in slices(examples, max(1, BLOCK_BYTES // max(1, one * len(family)))):
+        results = over_family(function, _maps_of(family, desk, rows), pairs)
+        for part, result in zip(parts, results, strict=True):
+            part.append(result)
+    for part in parts:
+        yield (
+            type(part[0])(*map(torch.cat, zip(*part, strict=True))) if hasattr(part[0], "_fields") else torch.cat(part)
+        )
+
+
+def _family(group: Sequence[Measure]) -> tuple[list[tuple[Explain, Measure]], list[tuple[int, int]]]:
+    """Everybody, each once, and the pairs as positions among them."""
     members: dict[str, tuple[Explain, Measure]] = {}
     digests = []
     for spec in group:
@@ -42,13 +65,16 @@ def _family(group: Sequence[Measure], desk: Desk) -> tuple[Sequence[Tensor], lis
         digests.append((spec.of.digest, spec.other.digest))
     position = {digest: index for index, digest in enumerate(members)}
     pairs = [(position[of], position[other]) for of, other in digests]
-    everybody = list(members.values())
-    return Maps(len(everybody), lambda i: _maps(*everybody[i], desk)), pairs
+    return list(members.values()), pairs
 
 
-def _maps(explain: Explain, how: Measure, desk: Desk) -> Tensor:
-    maps = desk.store.tensors(explain)["maps"]
-    return prepare(maps, how.channels, how.normalise, how.pool)
+def _maps_of(family: Sequence[tuple[Explain, Measure]], desk: Desk, rows: slice = slice(None)) -> Maps:
+    """Everybody's maps, read when they are asked for."""
+    return Maps(len(family), lambda i: _maps(*family[i], desk, rows))
+
+
+def _maps(explain: Explain, how: Measure, desk: Desk, rows: slice = slice(None)) -> Tensor:
+    return prepare(desk.store.maps(explain, rows), how.channels, how.normalise, how.pool)
 
 
 def fetch(role: str, spec: Measure, desk: Desk) -> Any:

@@ -8,8 +8,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from consilience.component import measure
-from consilience.pairs import Pairs, over_family, over_pairs
-from consilience.tensors import Paired
+from consilience.pairs import Maps, Pairs, over_family, over_pairs
+from consilience.tensors import Paired, slices
+
+BLOCK = 2**22  # pixels of all twins' maps together, of the examples that are measured at a time
 
 
 @measure(version=1, better="higher")
@@ -43,10 +45,17 @@ def wrong_image(
     """
     partner = next_of_class(label)
     alone = partner == torch.arange(len(label), device=label.device)
-    everybody = [*family, *(maps[partner] for maps in family)]
-    others = [(a, len(family) + b) for a, b in pairs]
-    for value in over_family(of, everybody, others):
-        yield value.masked_fill(alone, torch.nan)
+    twins, one = len(family), family[0][:1].numel()
+    values = torch.empty(len(pairs), len(label), dtype=torch.float64, device=label.device)
+    for rows in slices(len(label), max(1, BLOCK // max(1, one * twins))):
+
+        def fetch(i: int, rows: slice = rows) -> Tensor:
+            return family[i % twins][rows if i < twins else partner[rows]]
+
+        found_of = over_family(of, Maps(2 * twins, fetch), [(a, twins + b) for a, b in pairs])
+        for value, found in zip(values, found_of, strict=True):
+            value[rows] = found
+    yield from values.masked_fill(alone, torch.nan)
 
 
 def next_of_class(label: Int[Tensor, " n"]) -> Int[Tensor, " n"]:

@@ -14,6 +14,7 @@ from consilience.pairs import Pairs, over_pairs
 from consilience.tensors import slices
 
 LUMINANCE, CONTRAST = 0.01, 0.03  # of the data range: the constants that keep the two quotients from 0 / 0
+TOGETHER = 2**19  # pixels of all models' maps at a time
 PIXELS = 2**16  # of one model's maps at a time: what a pair needs then stays in the processor's cache
 
 
@@ -55,7 +56,8 @@ def ssim(
     range_, defined = _ranges(everybody, pairs)
     scale = range_ if data_range is None else torch.full_like(range_, data_range)
     values = torch.empty_like(range_)
-    for rows in slices(values.shape[1], max(1, PIXELS // max(1, everybody[0][:1].numel()))):
+    at_once = min(PIXELS, TOGETHER // len(everybody)) // max(1, everybody[0][:1].numel())
+    for rows in slices(values.shape[1], max(1, at_once)):
         moments = [_moments(maps[rows], window) for maps in everybody]
         for value, one, (a, b) in zip(values, scale, pairs, strict=True):
             value[rows] = _structure(moments[a], moments[b], one[rows], window)

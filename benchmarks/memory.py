@@ -1,0 +1,93 @@
+"""Peak memory of measuring a family: with four times the twins, or four times the images, it stays.
+
+But for the images of ``separability``: a classifier needs all maps of a class of two twins at hand.
+
+``python -m benchmarks.memory``; with ``--strict`` a missed goal is an exit code.
+"""
+
+import argparse
+import itertools
+import tempfile
+from pathlib import Path
+
+import torch
+
+from benchmarks.side_by_side import Line, Peak, peak_in_process, peak_of, show
+from consilience import component
+from consilience.data.examples import Arrays
+from consilience.experiment.desk import Desk, Place
+from consilience.experiment.files import RowWriter
+from consilience.experiment.specs import Data, Explain, Given, Measure, Subject, comparison, explanation
+from consilience.experiment.store import Store
+from consilience.experiment.values import measured
+
+SIZES = {"n": (10, 1000), "4 times the twins": (40, 1000), "4 times the images": (10, 4000)}
+MEASURES = ("cosine", "spearman", "ssim", "top_k_agreement", "wrong_image", "separability")
+GOAL = 1.1
+
+
+def digits(images: int) -> Arrays:
+    """Blank images of ten classes; only their number and labels matter here."""
+    names = tuple(map(str, range(10)))
+    return Arrays(torch.zeros(images, 1, 28, 28, dtype=torch.uint8), torch.arange(images) % 10, names, (0.0,), (1.0,))
+
+
+def explained(store: Store, twin: int, examples: Arrays) -> Explain:
+    """A twin's maps in the store: noise, since nothing here depends on what they show."""
+    given = Given(weights=str(twin), module="", answers="")
+    method = component.attribution.choose("gradient")
+    spec = explanation(Subject(source=given), method, Data(fingerprint=examples.fingerprint), 0)
+    chance = torch.Generator().manual_seed(twin)
+    with store.draft([spec]) as draft, RowWriter(
+        Path(str(draft)) / spec.stage / spec.digest / "data.safetensors", "maps", len(examples)
+    ) as writer:  # fmt: skip
+        for _ in range(0, len(examples), 500):
+            writer.append(torch.randn(500, 1, 28, 28, generator=chance))
+    return spec
+
+
+def peak(name: str, twins: int, images: int) -> Peak:
+    """Memory that measuring each twin with the next needs, in this process."""
+    with tempfile.TemporaryDirectory() as folder:
+        store, examples = Store(folder), digits(images)
+        maps = [explained(store, twin, examples) for twin in range(twins)]
+        desk = Desk(store, Place(handed={examples.fingerprint: examples}))
+        options = {"permutations": 3} if name == "separability" else {}
+        measure = component.measure.choose({"use": name, **options})
+        group: list[Measure] = [comparison(measure, a, b) for a, b in itertools.pairwise(maps)]
+        return peak_of(lambda: sum(1 for _ in measured(group, desk)))
+
+
+def goal(name: str, title: str) -> float | None:
+    return None if name == "separability" and title == "4 times the images" else GOAL
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Print everything; 1 where ``--strict`` and a goal is missed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--strict", action="store_true")
+    parser.add_argument("--peak", nargs=3, metavar=("MEASURE", "TWINS", "IMAGES"), help=argparse.SUPPRESS)
+    chosen = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    if chosen.peak:
+        name, twins, images = chosen.peak
+        print(*peak(name, int(twins), int(images)))
+        return 0
+    missed = 0
+    for name in MEASURES:
+        peaks = {title: peak_in_process("benchmarks.memory", "--peak", name, *size) for title, size in SIZES.items()}
+        first, *others = peaks
+        lines = [Line(first, peaks[first].process, unit="MiB")]
+        lines += [
+            Line(f"{title} to n", peaks[title].process / peaks[first].process, goal(name, title)) for title in others
+        ]
+        lines += [Line(f"{title}: of it by measuring", peaks[title].growth, unit="MiB") for title in peaks]
+        missed += show(
+            f"{name}: peak memory of the process, n = {SIZES[first][0]} twins, {SIZES[first][1]} images", lines
+        )
+    print(f"\n{missed} goals missed")
+    return int(chosen.strict and missed > 0)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
