@@ -4,11 +4,13 @@ import functools
 import inspect
 from collections.abc import Iterator, Sequence
 
+import pytest
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from consilience.component import measure, read
+from consilience.errors import SpecError
 from consilience.pairs import Maps, Pairs, over_family, over_pairs
 
 prepared: list[int] = []
@@ -38,6 +40,12 @@ LABEL = torch.tensor([0, 10])
 def test_called_with_two_sets_of_maps_it_is_the_plain_measure():
     assert product(FAMILY[1], FAMILY[2], LABEL).tolist() == [18, 28]
     assert product(FAMILY[1], FAMILY[2], LABEL, power=2.0).tolist() == [324, 334]
+
+
+def test_sets_of_maps_of_other_shapes_are_refused():
+    words = r"product: expected two sets of maps of the same examples, found \[2, 3\] and \[1, 3\]"
+    with pytest.raises(SpecError, match=words):
+        product(FAMILY[0], FAMILY[1][:1], LABEL)
 
 
 def test_its_signature_is_the_plain_measure_s():

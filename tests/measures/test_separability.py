@@ -21,6 +21,7 @@ from consilience.measures.separability import _held_out, _plan, separability
 from consilience.models.mlp import mlp
 from consilience.pairs import over_family
 from consilience.rng import Rng
+from consilience.tensors import prepare
 
 
 def noise(seed: int, *shape: int) -> torch.Tensor:
@@ -233,6 +234,21 @@ def test_the_same_map_times_a_fifth_more_is_told_apart():
     mine = maps[0][label == 3]
     assert told(mine, mine * 1.2).value.mean() > 0.2
     assert cosine(mine, mine * 1.2).min() > 0.9999
+
+
+def test_another_scale_is_not_seen_in_maps_of_length_one():
+    a, _ = twins(1, n=80)
+    one, other = (prepare(maps[:, None], "sum", "l2", None) for maps in (a, a * 1.2))
+    assert told(one, other).value.abs().mean() < 0.05
+
+
+def test_images_of_one_model_shuffled_are_told_apart_as_before_though_no_map_agrees_any_more():
+    a, b = twins(1, n=120, shift=0.4)
+    shuffled = b[torch.randperm(120, generator=torch.Generator().manual_seed(1))]
+    before, after = told(a, b).value.mean(), told(a, shuffled).value.mean()
+    assert before > 0.5
+    assert (before - after).abs() < 0.15
+    assert cosine(a, b).mean() > cosine(a, shuffled).mean() + 0.3
 
 
 def test_maps_of_two_seeds_are_told_apart_although_they_agree():
