@@ -24,7 +24,7 @@ STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 INNER_FOLDS = 3
 SIDE_BY_SIDE, SIDE_BY_SIDE_BYTES = 20_000, 48 * 2**20  # margins, and bytes of rows, of the pairs fitted at once
 FEW_ROWS = 2000  # up to here, all splits of a class are fitted side by side
-HELD_BYTES = 64 * 2**20  # of all twins' maps together; classes are taken in blocks of this size
+HELD_BYTES = 32 * 2**20  # of all twins' maps together; classes are taken in blocks of this size
 
 Strength = Annotated[float, Meta(gt=0)] | Literal["cross_validated"]
 
