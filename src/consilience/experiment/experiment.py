@@ -7,7 +7,7 @@ import msgspec
 
 from consilience import component
 from consilience.component import Choice
-from consilience.experiment.families import Family, Member, Redraw, SideBySide, Source
+from consilience.experiment.families import AnyFamily, Member, Redraw, Source
 from consilience.experiment.specs import (
     Data,
     Entry,
@@ -46,7 +46,7 @@ class Experiment(msgspec.Struct, frozen=True, kw_only=True):
     judge: tuple[Choice, ...]
     summarise: tuple[Choice, ...]
     channels: Channels
-    families: tuple[Family | SideBySide, ...]
+    families: tuple[AnyFamily, ...]
     background: Data | None = None
     """Examples that stand for 'nothing in particular', for the methods that ask for them."""
 
@@ -69,7 +69,7 @@ class Experiment(msgspec.Struct, frozen=True, kw_only=True):
         """The spec of one member's maps."""
         return explanation(member.subject, method, self.examples, member.seed, self.background)
 
-    def _of_family(self, family: Family | SideBySide) -> Iterator[Goal]:
+    def _of_family(self, family: AnyFamily) -> Iterator[Goal]:
         members = family.members(self.base)
         yield from self._judged(family, members)
         for method in (*self.methods, *self.controls):
@@ -78,7 +78,7 @@ class Experiment(msgspec.Struct, frozen=True, kw_only=True):
                 yield from self._compared(family, members, method, measure, table)
                 yield from self._summarised(family, members, method, measure, table)
 
-    def _judged(self, family: Family | SideBySide, members: Sequence[Member]) -> Iterator[Goal]:
+    def _judged(self, family: AnyFamily, members: Sequence[Member]) -> Iterator[Goal]:
         """Measures of one model: of its answers, and of its maps where they have what the measure needs."""
         for measure in self.judge:
             for member in members:
@@ -93,7 +93,7 @@ class Experiment(msgspec.Struct, frozen=True, kw_only=True):
                     yield Goal(family.name, method, measure, member.name, "", spec)
 
     def _entries(
-        self, family: Family | SideBySide, members: Sequence[Member], method: Choice, measure: Choice
+        self, family: AnyFamily, members: Sequence[Member], method: Choice, measure: Choice
     ) -> tuple[Entry, ...]:
         maps = [self.maps_of(member, method) for member in members]
         return tuple(
@@ -105,7 +105,7 @@ class Experiment(msgspec.Struct, frozen=True, kw_only=True):
 
     def _compared(
         self,
-        family: Family | SideBySide,
+        family: AnyFamily,
         members: Sequence[Member],
         method: Choice,
         measure: Choice,
@@ -117,7 +117,7 @@ class Experiment(msgspec.Struct, frozen=True, kw_only=True):
 
     def _summarised(
         self,
-        family: Family | SideBySide,
+        family: AnyFamily,
         members: Sequence[Member],
         method: Choice,
         measure: Choice,

@@ -156,6 +156,9 @@ class SideBySide(msgspec.Struct, frozen=True, kw_only=True):
 
 
 Family = Retrain | Redraw | Randomised
+"""What an experiment file can name."""
+
+AnyFamily = Family | SideBySide
 
 
 def with_layers(family: Family, build: Callable[[], nn.Module]) -> Family:
