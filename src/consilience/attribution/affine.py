@@ -1,7 +1,7 @@
 """The affine layers in front of a model: found by watching it once, replayed with their output in their place."""
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -10,24 +10,23 @@ from torch.autograd.function import BackwardCFunction
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from consilience.attribution.operations import (
+    AVERAGE_POOL,
+    LAYER,
+    PRODUCT,
+    READ,
+    RESHAPE,
+    TURN,
+    named,
+    opaque,
+    tensors_in,
+)
 
-def _named(names: str) -> frozenset[Any]:
-    homes = (torch, Tensor, F)
-    return frozenset(getattr(home, name) for home in homes for name in names.split() if hasattr(home, name))
-
-
-READ = _named("dim size numel __len__ is_floating_point") | {
-    getattr(Tensor, name).__get__ for name in ("shape", "ndim", "dtype", "device", "is_cuda")
-}  # what may be asked of any tensor: the answer is the same for every example
-RESHAPE = _named("flatten reshape view unflatten squeeze unsqueeze")
-LAYER = _named("conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d linear")
-PRODUCT = _named("matmul mm bmm")
-ANY_OPERAND = PRODUCT | _named("add sub mul rsub __rsub__")
-TURN = _named("permute transpose")
+ANY_OPERAND = PRODUCT | named("add sub mul rsub __rsub__")
 FIRST_OPERAND = (
     (RESHAPE | TURN | LAYER)
-    | _named("neg div true_divide contiguous clone to float double pad interpolate")
-    | _named("avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d")
+    | named("neg div true_divide contiguous clone to float double pad interpolate")
+    | AVERAGE_POOL
 )
 UNLESS_TRAINING = frozenset({F.batch_norm, F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout})
 
@@ -91,7 +90,7 @@ def watched(model: nn.Module, points: Tensor) -> tuple[list[Prefix], Any]:
 
     Whether the layers are what they seem is for the caller to prove: on these points they may have been so by chance.
     """
-    if any(_opaque(module) for module in model.modules()):
+    if any(opaque(module) for module in model.modules()):
         return [], None
     with torch.enable_grad(), _Record(points) as record:
         logits = model(points)
@@ -112,7 +111,7 @@ class _Follow(TorchFunctionMode):
 
     def where(self, function: Any, args: tuple[Any, ...], options: dict[str, Any]) -> tuple[list[int], int | None]:
         """Places on the line of the tensors that a call uses, and which positional argument is the first of them."""
-        places = [self.place[id(t)] for t in _tensors((args, options)) if id(t) in self.place]
+        places = [self.place[id(t)] for t in tensors_in((args, options)) if id(t) in self.place]
         slot = next((i for i, value in enumerate(args) if id(value) in self.place), None)
         return ([] if function in READ else places), slot
 
@@ -234,16 +233,6 @@ def _channels_last(slope: Tensor) -> Tensor:
     return slope.contiguous(memory_format=torch.channels_last)
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (tuple, list)):
-        for part in value:
-            yield from _tensors(part)
-    elif isinstance(value, dict):
-        yield from _tensors(tuple(value.values()))
-
-
 def _has_own_backward(tensor: Tensor) -> bool:
     waiting, seen = [tensor.grad_fn], set[Any]()
     while waiting:
@@ -254,9 +243,3 @@ def _has_own_backward(tensor: Tensor) -> bool:
             seen.add(node)
             waiting += [before for before, _ in node.next_functions]
     return False
-
-
-def _opaque(module: nn.Module) -> bool:
-    """Whether calls inside the module cannot be watched."""
-    scripted = isinstance(module, torch.jit.ScriptModule)
-    return scripted or hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
