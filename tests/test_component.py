@@ -11,7 +11,7 @@ from torch import Tensor
 from consilience import component
 from consilience.attribution.gradient import gradient
 from consilience.attribution.path import integrated_gradients
-from consilience.component import Choice, Kind, attribution, measure, read
+from consilience.component import Choice, Kind, attribution, measure, read, score
 from consilience.errors import SpecError
 
 
@@ -37,7 +37,8 @@ def test_options_equal_to_their_default_are_left_out():
 
 def test_nested_components_and_versions_are_always_in():
     choice = attribution.choose("integrated_gradients")
-    assert choice.options["of"] == Choice("attribution", "gradient", 1, {"score": Choice("score", "logit", 1)})
+    of, version = choice.options["of"], score.get("logit").version
+    assert of.options == {"rule": Choice("backward", "plain_rule", 1), "score": Choice("score", "logit", version)}
 
 
 def test_three_spellings_are_one_choice():

@@ -1,7 +1,8 @@
 """The types that flow between the rooms, and what several rooms do with tensors."""
 
 from collections.abc import Callable, Iterator
-from typing import Literal, NamedTuple, Protocol, runtime_checkable
+from contextlib import AbstractContextManager
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,9 @@ from consilience.errors import ModelError, SpecError
 
 Attribution = Callable[[nn.Module, Tensor, Tensor], Tensor]
 """``(model, x [n, c, h, w], target [n]) -> maps [n, c, h, w]``."""
+
+Backward = Callable[[nn.Module], AbstractContextManager[Any]]
+"""``(model) -> a context``: inside it the model runs as ever, and signal flows back by a rule."""
 
 Score = Callable[[Tensor, Tensor], Tensor]
 """``(logits [n, k], target [n]) -> [n]``: what is explained."""
@@ -52,6 +56,24 @@ class Row(NamedTuple):
     p: float = float("nan")
     null: float = float("nan")
     """What the estimate would be if the models' maps were exchangeable."""
+
+
+class Patterns(NamedTuple):
+    """What the data puts into each filter: a pattern of every affine call of one forward pass, in their order.
+
+    A call is known by its place, its function and its weight's shape, not by its weight, which it may share.
+    """
+
+    functions: tuple[str, ...]
+    """Of each call: ``conv2d``, ``linear``."""
+    values: tuple[Tensor, ...]
+    """Of each call, as large as its weight."""
+    labels: tuple[str, ...]
+    """What a person would call it; for messages."""
+
+    def to(self, like: Tensor) -> "Patterns":
+        """The same patterns, in the type and on the device of a tensor."""
+        return self._replace(values=tuple(value.to(like) for value in self.values))
 
 
 class Coverage(NamedTuple):

@@ -13,6 +13,7 @@ import torch
 from tests.laws import laws
 from torch import nn
 
+from consilience.attribution.gradient import gradient
 from consilience.component import KINDS
 from consilience.data.examples import Batch
 from consilience.rng import Rng
@@ -62,6 +63,7 @@ def numbers(kind: str, component) -> list:
     flows = {"rng": Rng(5, [3, 1, 4, 9]), "background": x.flip(3)}
     make = {
         "attribution": lambda f: f(network(), x, target, **{r: v for r, v in flows.items() if component.roles.get(r)}),
+        "backward": lambda f: gradient(network(), x, target, rule=f),
         "measure": lambda f: f(**{role: value for role, value in laws.roles().items() if role in component.roles}),
         "score": lambda f: f(torch.sin(torch.arange(12.0)).view(4, 3), target),
         "summary": lambda f: [

@@ -3,11 +3,13 @@
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.utils.checkpoint import CheckpointError
 
+from consilience.attribution.backward import Rules, plain_rule
 from consilience.attribution.scores import logit
 from consilience.component import attribution
 from consilience.errors import ModelError
-from consilience.tensors import Score, check_batch
+from consilience.tensors import Backward, Score, check_batch
 
 
 @attribution(version=1, paper="simonyan2014deep")
@@ -17,20 +19,24 @@ def gradient(
     target: Int[Tensor, " n"],
     *,
     score: Score = logit,
+    rule: Backward = plain_rule,
     create_graph: bool = False,
 ) -> Float[Tensor, "n c h w"]:
-    """Derivative of the score in each pixel, with its sign.
+    """Derivative of the score in each pixel, with its sign. NaN where the score is not finite.
 
     Args:
         score: What is differentiated.
+        rule: How signal flows back through the model.
         create_graph: Keep the maps differentiable, for a loss that contains them.
     """
     check_batch(model, x, target)
     with torch.enable_grad():
         pixels = x if create_graph and x.requires_grad else x.detach().requires_grad_()
-        answer = scored(model(pixels), target, score)
-        (slope,) = torch.autograd.grad(answer.sum(), pixels, create_graph=create_graph)
-    return slope
+        with rule(model) as rules:
+            logits = model(pixels)
+        if isinstance(rules, Rules):
+            rules.audit(logits)
+        return slope_of(scored(logits, target, score), pixels, create_graph=create_graph)
 
 
 @attribution(version=1, paper="shrikumar2016black")
@@ -48,20 +54,61 @@ def gradient_x_input(
     return gradient(model, x, target, score=score).mul_(x.detach())
 
 
+def slope_of(answer: Float[Tensor, " n"], at: Tensor, *, create_graph: bool = False) -> Tensor:
+    """Derivative of each example's score in what it was calculated from; NaN where the score is not finite.
+
+    Raises:
+        ModelError: The score does not depend on it, or the model calculates itself again under a rule.
+    """
+    slope: Tensor | None = None
+    if answer.requires_grad:
+        try:
+            (slope,) = torch.autograd.grad(answer.sum(), at, create_graph=create_graph, allow_unused=True)
+        except CheckpointError as error:
+            raise ModelError(
+                "model: expected every operation to run once, found a checkpoint that runs it again without the rule; "
+                "switch checkpointing off"
+            ) from error
+    if slope is None:
+        raise ModelError(
+            "model: expected logits that depend on the pixels, found that no gradient reaches them; look for "
+            "'detach', 'no_grad' or whole numbers inside the model"
+        )
+    undefined = ~answer.detach().isfinite()
+    if bool(undefined.any()):
+        slope = slope.masked_fill(undefined.view(-1, *[1] * (slope.ndim - 1)), torch.nan)
+    return slope
+
+
 def scored(logits: object, target: Int[Tensor, " n"], score: Score) -> Float[Tensor, " n"]:
-    """The score of what a model returned.
+    """The score of what a model returned; where it is not finite it is NaN, and so is its derivative.
 
     Raises:
         ModelError: The model did not return logits ``[n, k]`` that hold every target.
     """
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(target):
-        found = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ModelError(f"model: expected logits [{len(target)}, classes], found {_outputs(logits)}")
+    classes = max(2, logits.shape[1])  # a single logit is that of class 1 against class 0
+    if len(target) and not 0 <= int(target.min()) <= int(target.max()) < classes:
         raise ModelError(
-            f"model: expected logits [{len(target)}, classes], found {found}; wrap the model so that it returns them"
-        )
-    if len(target) and not 0 <= int(target.min()) <= int(target.max()) < logits.shape[1]:
-        raise ModelError(
-            f"target: expected classes from 0 to {logits.shape[1] - 1}, found {int(target.min())} to "
+            f"target: expected classes from 0 to {classes - 1}, found {int(target.min())} to "
             f"{int(target.max())}; the model does not know them"
         )
-    return score(logits, target)
+    answer = score(logits, target)
+    return answer * torch.where(answer.isfinite(), 1.0, torch.nan).to(answer)
+
+
+def _outputs(logits: object) -> str:
+    """What a model returned instead of logits, and what to do."""
+    if isinstance(logits, Tensor):
+        return f"{list(logits.shape)}; wrap the model so that it returns one row of logits an image"
+    if isinstance(logits, dict):
+        parts = {repr(key): part for key, part in logits.items()}
+    elif isinstance(logits, tuple | list):
+        parts = {str(i): part for i, part in enumerate(logits)}
+    else:
+        return f"{type(logits).__name__}; wrap the model so that it returns a tensor"
+    shapes = ", ".join(
+        f"{key} {list(part.shape) if isinstance(part, Tensor) else type(part).__name__}" for key, part in parts.items()
+    )
+    return f"a {type(logits).__name__} of {shapes}; say which: output_of(model, {next(iter(parts), 0)})"

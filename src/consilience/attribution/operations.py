@@ -23,11 +23,22 @@ RESHAPE = named("flatten reshape view unflatten squeeze unsqueeze")
 TURN = named("permute transpose")
 CONVOLUTION = named("conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d")
 LAYER = CONVOLUTION | named("linear")
-PRODUCT = named("matmul mm bmm")
+PRODUCT = named("matmul mm bmm __rmatmul__ baddbmm addmm")
 AVERAGE_POOL = named("avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d")
 RELU = named("relu relu_")
 CLAMP = named("clamp clamp_ clip clip_ clamp_min clamp_min_ hardtanh hardtanh_ relu6 threshold threshold_")
 MAXIMUM = named("maximum max")
+TIMES = named("mul mul_ multiply einsum")
+BATCH_NORM = named("batch_norm")
+LINEAR = (
+    (RESHAPE | TURN | LAYER | AVERAGE_POOL | BATCH_NORM)
+    | named("add add_ sub sub_ rsub __rsub__ __radd__ neg div div_ true_divide mean sum cat concat concatenate stack")
+    | named("split chunk unbind narrow select index_select gather __getitem__ expand expand_as repeat tile pad")
+    | named("contiguous clone detach to float double half bfloat16 type_as interpolate upsample pixel_shuffle")
+    | named("dropout dropout_ dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout copy_ movedim")
+    | named("swapaxes swapdims transpose_ t unfold fold roll flip rot90 zero_ requires_grad_")
+    | {getattr(Tensor, name).__get__ for name in ("T", "mT", "data")}
+)  # signal flows back through them as it must
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
@@ -47,6 +58,14 @@ def opaque(module: nn.Module) -> bool:
     return scripted or hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
 
 
+def linear(function: Function, args: Any) -> bool:
+    """Whether a call is linear in what it is given, apart from a constant: so is a product with one unknown factor."""
+    if function in PRODUCT | TIMES:
+        return sum(t.requires_grad for t in tensors_in(args)) < 2
+    return function in LINEAR
+
+
 def written(function: Function) -> str:
     """How a person would write the operation: ``conv2d``, ``relu_``."""
-    return str(getattr(function, "__name__", function))
+    name = str(getattr(function, "__name__", function))
+    return name[1:] if name[:1] == "_" != name[1:2] else name

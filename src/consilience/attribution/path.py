@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from msgspec import Meta
 from torch import Tensor, nn
 
+from consilience.attribution.backward import plain_rule
 from consilience.attribution.gradient import gradient
 from consilience.attribution.line import even_slices, shared_line_gradient
 from consilience.attribution.scores import logit
@@ -103,8 +104,9 @@ def score_of_plain(of: Attribution) -> Score | None:
     if of is gradient:
         return logit
     if isinstance(of, functools.partial) and of.func is gradient and not of.args:
-        options = {"score": logit, "create_graph": False, **of.keywords}
-        if options.keys() == {"score", "create_graph"} and not options["create_graph"]:
+        options = {"score": logit, "rule": plain_rule, "create_graph": False, **of.keywords}
+        rule = options["rule"].func if isinstance(options["rule"], functools.partial) else options["rule"]
+        if options.keys() == {"score", "rule", "create_graph"} and rule is plain_rule and not options["create_graph"]:
             score: Score = options["score"]
             return score
     return None
