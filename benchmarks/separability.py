@@ -23,7 +23,8 @@ from benchmarks.side_by_side import Line, ratio, seconds, show
 from consilience.attribution.path import integrated_gradients
 from consilience.data.mnist10k import mnist10k
 from consilience.data.views import subset
-from consilience.measures.separability import Separability, _plan, separability
+from consilience.measures.separability import Separability, separability
+from consilience.measures.splits import plan_of
 from consilience.models.mlp import mlp
 from consilience.models.split import normalised
 from consilience.pairs import over_family
@@ -66,7 +67,7 @@ def fits_of(label: Tensor) -> list[Fit]:
     """Every classifier that the measure's value needs, with its own folds."""
     groups, rng, splits = torch.arange(EXAMPLES), Rng(0, range(EXAMPLES)), []
     for kind in range(10):
-        plan = _plan((label == kind).nonzero()[:, 0], groups, rng, FOLDS, 1, 0, None)
+        plan = plan_of((label == kind).nonzero()[:, 0], groups, rng, FOLDS, 1, 0, None)
         image, fold = plan.image.numpy(), plan.fold[0].numpy()
         splits += [(image[fold != part], image[fold == part]) for part in range(FOLDS)]
     return [Fit(a, b, *split) for a, b in PAIRS for split in splits]

@@ -8,6 +8,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from consilience.attribution.preflight import preflight as preflight
     from consilience.experiment.config import load as load
     from consilience.experiment.run import run as run
     from consilience.experiment.store import Store as Store
@@ -19,10 +20,11 @@ _HOMES = {
     "run": "consilience.experiment.run",
     "report": "consilience.reporting.html",
     "audit": "consilience.reporting.audit",
+    "preflight": "consilience.attribution.preflight",
     "Store": "consilience.experiment.store",
 }
 
-__all__ = ["load", "run", "report", "audit", "Store"]
+__all__ = ["load", "run", "report", "audit", "preflight", "Store"]
 
 
 def __getattr__(name: str) -> Any:

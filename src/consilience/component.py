@@ -61,6 +61,8 @@ class Component(NamedTuple):
     better: str | None
     legacy: bool
     breaks: Mapping[str, str]
+    complete: tuple[str, ...] | None
+    """Of a method that promises maps which sum to ``score(x) - score(baseline)``: the options that could break it."""
     roles: Mapping[str, bool]
     """Role to whether it must be there; a role with a default is only handed on."""
     nested: Mapping[str, "Component"]
@@ -127,6 +129,20 @@ class Choice(msgspec.Struct, frozen=True):
         inside = ", ".join(f"{name}={value}" for name, value in changed.items())
         return f"{self.use}({inside})" if inside else self.use
 
+    @property
+    def complete(self) -> bool:
+        """Whether the method promises, with these options, that each map sums to ``score(x) - score(baseline)``."""
+        options = self.component.complete
+        return options is not None and all(self.is_default(name) for name in options)
+
+    def is_default(self, name: str) -> bool:
+        """Whether an option, and whatever but a score is nested in it, is what it is where nobody chooses."""
+        value = self.options.get(name)
+        if not isinstance(value, Choice):
+            return name not in self.options
+        inner = [nested for nested, default in value.component.nested.items() if default.kind != "score"]
+        return value.use == self.component.nested[name].name and all(value.is_default(nested) for nested in inner)
+
     def option(self, name: str) -> Any:
         """The value of an option, its default where nothing else was chosen; None where there is no such option."""
         if name in self.options:
@@ -158,6 +174,7 @@ class Kind:
         better: str | None = None,
         legacy: bool = False,
         breaks: Mapping[str, str] | None = None,
+        complete: Sequence[str] | None = None,
     ) -> Callable[[F], F]:
         """Register the function below as a component of this kind; the function stays as it is.
 
@@ -167,12 +184,15 @@ class Kind:
             better: Of a measure, ``higher`` or ``lower``.
             legacy: Published arithmetic, kept with its mistake.
             breaks: Laws that the component breaks, each with the reason; the tests show that it does.
+            complete: Of a method whose maps sum to ``score(x) - score(baseline)``: the options that must be at their
+                default for that. None where nothing is promised.
         """
 
         def register(function: F) -> F:
             component = read(self, function)._replace(
-                version=version, paper=paper, better=better, legacy=legacy, breaks=breaks or {}
-            )
+                version=version, paper=paper, better=better, legacy=legacy, breaks=breaks or {},
+                complete=None if complete is None else tuple(complete),
+            )  # fmt: skip
             there = self._found.setdefault(component.name, component)
             if there.function.__module__ != function.__module__:
                 raise SpecError(
@@ -268,7 +288,7 @@ def read(kind: Kind, function: Callable[..., Any]) -> Component:
         f"{function.__name__}_options", plain, kw_only=True, frozen=True, forbid_unknown_fields=True
     )
     return Component(
-        kind.name, function.__name__, function, 0, None, None, False, {}, roles, nested, schema
+        kind.name, function.__name__, function, 0, None, None, False, {}, None, roles, nested, schema
     )  # fmt: skip
 
 

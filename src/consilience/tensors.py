@@ -1,13 +1,14 @@
 """The types that flow between the rooms, and what several rooms do with tensors."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Annotated, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
+import msgspec
 import torch
 from torch import Tensor, nn
 
-from consilience.errors import ModelError, SpecError
+from consilience.errors import ModelError, SpecError, unknown
 
 Attribution = Callable[[nn.Module, Tensor, Tensor], Tensor]
 """``(model, x [n, c, h, w], target [n]) -> maps [n, c, h, w]``."""
@@ -27,8 +28,17 @@ Channels = Literal["sum", "sum_abs", "max_abs", "keep"]
 Normalisation = Literal["none", "l2"]
 """How a map is scaled before it is measured: not at all, or to length one."""
 
-Baseline = float | Literal["mean"]
-"""A value for every pixel, or ``"mean"``: the mean pixel of the data, which the model holds."""
+
+class Blurred(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The image itself, blurred; in a file ``{blur = 4.0}``."""
+
+    blur: Annotated[float, msgspec.Meta(gt=0)]
+    """Deviation of the Gaussian in pixels. Beyond the edge, the edge goes on."""
+
+
+Baseline = float | Literal["mean"] | tuple[float, ...] | Blurred
+"""A value for every pixel, ``"mean"`` (the mean pixel of the data, which the model holds), a value of each channel, or
+the image itself, blurred."""
 
 
 class Table(NamedTuple):
@@ -85,6 +95,8 @@ class Coverage(NamedTuple):
 
 CHUNK_BYTES = 32 * 2**20  # of saved activations; larger chunks leave the processor's cache and page
 CHUNK_ROWS = 1024  # examples; nothing is gained by more, however small the model
+FEW_ROWS, FEW_ROWS_BYTES = 4, 256 * 2**20  # where no example fits a cache, a few at once share what a layer costs
+GPU_SHARE = 4  # of the free memory of a graphics card, a quarter
 
 
 @runtime_checkable
@@ -130,20 +142,58 @@ def prepare(maps: Tensor, channels: Channels, normalise: Normalisation, pool: in
 
 
 def start_of(x: Tensor, baseline: Baseline, model: nn.Module) -> Tensor:
-    """The image of one baseline for every example, shaped as ``x``.
+    """The image of one baseline for every example, shaped as ``x``; where it is one for all, a view of it.
 
     Raises:
+        SpecError: There is no such baseline, or it has another number of channels.
         ModelError: ``"mean"`` was asked for and the model holds no mean pixel.
     """
+    if isinstance(baseline, Blurred):
+        return blurred(x, baseline.blur)
     if isinstance(baseline, str):
-        mean = getattr(model, "pixel_mean", None)
-        if not isinstance(mean, Tensor):
-            raise ModelError(
-                "baseline 'mean': expected a model that holds its data's mean pixel, "
-                f"found {type(model).__name__}; wrap it with normalised(model, mean, sd) or give a number"
+        return _mean_pixel(baseline, model).to(x).expand_as(x)
+    if isinstance(baseline, Sequence):
+        if len(baseline) != x.shape[1]:
+            raise SpecError(
+                f"baseline: expected a value of each of the {x.shape[1]} channels, found {len(baseline)}: "
+                f"{list(baseline)}; give as many, or one number for all"
             )
-        return mean.to(x).expand_as(x)
-    return torch.full_like(x, baseline)
+        return torch.tensor(baseline, dtype=torch.float64).to(x).view(1, -1, 1, 1).expand_as(x)
+    return torch.tensor(baseline, dtype=torch.float64).to(x).expand_as(x)
+
+
+def _mean_pixel(baseline: str, model: nn.Module) -> Tensor:
+    if baseline != "mean":
+        raise SpecError(unknown("baseline", baseline, ["mean"]))
+    mean = getattr(model, "pixel_mean", None)
+    if not isinstance(mean, Tensor):
+        raise ModelError(
+            "baseline 'mean': expected a model that holds its data's mean pixel, "
+            f"found {type(model).__name__}; wrap it with normalised(model, mean, sd) or give a number"
+        )
+    return mean
+
+
+def blurred(x: Tensor, deviation: float) -> Tensor:
+    """Images ``[n, c, h, w]`` blurred by a Gaussian, cut off at four deviations; beyond the edge, the edge goes on.
+
+    Raises:
+        SpecError: The deviation is not above zero.
+    """
+    if not deviation > 0:
+        raise SpecError(f"blur: expected a deviation above 0 pixels, found {deviation}; 4 hides most detail of digits")
+    down, right = (_blur_of(length, deviation).to(x) for length in x.shape[2:])
+    return down @ x @ right.T
+
+
+def _blur_of(length: int, deviation: float) -> Tensor:
+    """The blur of a line of pixels, as a matrix."""
+    reach = int(4 * deviation + 0.5)
+    away = torch.arange(-reach, reach + 1)
+    taps = torch.exp(-0.5 * (away.double() / deviation) ** 2)
+    places = (torch.arange(length)[:, None] + away).clamp(0, length - 1)
+    matrix = torch.zeros(length, length, dtype=torch.float64)
+    return matrix.scatter_add_(1, places, (taps / taps.sum()).expand(length, -1))
 
 
 def check_batch(model: nn.Module, x: Tensor, target: Tensor) -> None:
@@ -182,7 +232,27 @@ def rows_per_chunk(model: nn.Module, x: Tensor) -> int:
     """How many examples one forward and backward pass takes within the memory budget: 1 to ``CHUNK_ROWS``."""
     if len(x) == 0:
         return 1
-    return max(1, min(CHUNK_ROWS, CHUNK_BYTES // max(1, saved_bytes(model, x[:1]))))
+    each = max(1, saved_bytes(model, x[:1]))
+    if x.is_cuda:
+        rows = int(torch.cuda.mem_get_info(x.device)[0]) // GPU_SHARE // each
+    else:
+        rows = max(CHUNK_BYTES // each, min(FEW_ROWS, FEW_ROWS_BYTES // each))
+    return max(1, min(CHUNK_ROWS, rows))
+
+
+def in_halves(function: Callable[[slice], Tensor], rows: int) -> Tensor:
+    """``function`` of all rows, or, where the device's memory does not take them, of each half, and so on."""
+    waiting, done = [slice(0, rows)], []
+    while waiting:
+        some = waiting.pop()
+        try:
+            done.append(function(some))
+        except torch.OutOfMemoryError:
+            if some.stop - some.start < 2:
+                raise
+            middle = (some.start + some.stop) // 2
+            waiting += [slice(middle, some.stop), slice(some.start, middle)]
+    return torch.cat(done) if len(done) > 1 else done[0]
 
 
 def slices(total: int, size: int) -> Iterator[slice]:

@@ -80,3 +80,22 @@ def test_gradient_times_input_leaves_nothing_behind(model):
     assert torch.equal(x, X)
     assert x.grad is None
     assert gradient_x_input(model, X[:0], T[:0]).shape == (0, 1, 4, 4)
+
+
+def test_a_batch_that_the_device_cannot_hold_is_halved(model):
+    class Small(nn.Module):
+        def __init__(self, holds):
+            super().__init__()
+            self.inner, self.holds, self.seen = model, holds, []
+
+        def forward(self, x):
+            if len(x) > self.holds:
+                raise torch.OutOfMemoryError("the device is full")
+            self.seen.append(len(x))
+            return self.inner(x)
+
+    small = Small(2)
+    torch.testing.assert_close(gradient(small, X, T), gradient(model, X, T))
+    assert small.seen == [2, 1, 2]
+    with pytest.raises(torch.OutOfMemoryError):
+        gradient(Small(0), X, T)

@@ -8,16 +8,17 @@ from torch import nn
 from consilience import tensors
 from consilience.attribution.controls import random_map
 from consilience.attribution.gradient import gradient
-from consilience.attribution.noise import smooth_grad
+from consilience.attribution.noise import smooth_grad, square_grad, var_grad
 from consilience.attribution.path import integrated_gradients
 from consilience.attribution.scores import log_probability
 from consilience.errors import ModelError
-from consilience.rng import Rng
+from consilience.rng import Rng, generator
 
 N, IDS, SEED = 6, [4, 8, 1, 0, 9, 3], 5
 X = torch.rand(N, 1, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 T = torch.arange(N) % 4
 RNG = Rng(SEED, IDS)
+METHODS = [smooth_grad, square_grad, var_grad]
 
 
 @pytest.fixture
@@ -28,7 +29,9 @@ def model():
 
 
 def noise_of(id_, sample, shape=(1, 8, 8)):
-    return Rng(SEED, [id_]).at("noise").at(sample).normal(*shape)[0].double()
+    """The sample's part of the example's own stream of numbers."""
+    drawn = generator(SEED, "noise", id_).standard_normal((sample + 1, *shape), dtype="float32")
+    return torch.as_tensor(drawn[sample]).double()
 
 
 class Recorder:
@@ -42,30 +45,74 @@ class Recorder:
         return x
 
 
-def test_maps_are_their_definition(model):
+def folded(method, slopes):
+    """What the papers make of the slopes at the copies, in their words."""
+    if method is var_grad:
+        return sum((slope - sum(slopes) / len(slopes)) ** 2 for slope in slopes) / len(slopes)
+    return sum(slope if method is smooth_grad else slope**2 for slope in slopes) / len(slopes)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_maps_are_their_definition(model, method):
     maps = []
     for image, target, id_ in zip(X, T, IDS, strict=True):
-        sigma, total = 0.2 * (image.max() - image.min()), torch.zeros_like(image)
+        sigma, slopes = 0.2 * (image.max() - image.min()), []
         for sample in range(11):
             point = (image + sigma * noise_of(id_, sample)).requires_grad_()
             model(point[None])[0, target].backward()
-            total += point.grad
-        maps.append(total / 11)
-    ours = smooth_grad(model, X, T, RNG, samples=11, noise=0.2)
+            slopes.append(point.grad)
+        maps.append(folded(method, slopes))
+    ours = method(model, X, T, RNG, samples=11, noise=0.2)
     torch.testing.assert_close(ours, torch.stack(maps), atol=1e-14, rtol=1e-10)
 
 
-def test_maps_are_captums_given_the_same_draws(model, monkeypatch):
+@pytest.mark.parametrize(
+    ("method", "theirs"), [(smooth_grad, "smoothgrad"), (square_grad, "smoothgrad_sq"), (var_grad, "vargrad")]
+)
+def test_maps_are_captums_given_the_same_draws(model, method, theirs, monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of its imports, on some versions of torch
         attr = pytest.importorskip("captum.attr")
-    tunnel, ours = attr.NoiseTunnel(attr.Saliency(model)), smooth_grad(model, X, T, RNG, samples=7)
+    tunnel, ours = attr.NoiseTunnel(attr.Saliency(model)), method(model, X, T, RNG, samples=7)
     for i, id_ in enumerate(IDS):  # captum has one deviation for all images of a batch
         drawn = torch.stack([noise_of(id_, sample) for sample in range(7)])
         monkeypatch.setattr(torch, "normal", lambda mean, deviation, drawn=drawn: mean + deviation * drawn)
         sigma = float(0.15 * (X[i].max() - X[i].min()))
-        theirs = tunnel.attribute(X[[i]], nt_samples=7, stdevs=sigma, target=int(T[i]), abs=False)
-        torch.testing.assert_close(ours[[i]], theirs, atol=1e-8, rtol=0)
+        expected = tunnel.attribute(X[[i]], nt_type=theirs, nt_samples=7, stdevs=sigma, target=int(T[i]), abs=False)
+        torch.testing.assert_close(ours[[i]], expected, atol=1e-8, rtol=0)
+
+
+def test_the_mean_square_is_the_variance_and_the_square_of_the_mean(model):
+    mean, square, variance = (method(model, X, T, RNG, samples=20) for method in METHODS)
+    torch.testing.assert_close(square, variance + mean**2, atol=1e-15, rtol=1e-12)
+    assert variance.max() > 0
+
+
+def test_all_three_see_the_same_copies():
+    records = [Recorder() for _ in METHODS]
+    for method, record in zip(METHODS, records, strict=True):
+        method(nn.Flatten(), X, T, RNG, of=record, samples=5)
+    first, *others = (torch.cat(record.seen) for record in records)
+    assert all(torch.equal(first, other) for other in others)
+
+
+def test_nothing_varies_in_a_linear_model_or_in_one_copy(model):
+    linear = nn.Sequential(nn.Flatten(), nn.Linear(64, 4)).double()
+    maps = var_grad(linear, X, T, RNG)
+    torch.testing.assert_close(maps, torch.zeros_like(X), atol=1e-30, rtol=0)
+    assert torch.equal(var_grad(model, X, T, RNG, samples=1), torch.zeros_like(X))
+    assert torch.equal(var_grad(model, X, T, RNG, of=lambda m, x, t: torch.full_like(x, 0.1)), torch.zeros_like(X))
+
+
+def test_a_small_variance_survives_a_large_mean(model):
+    def lifted(model, x, target):
+        return gradient(model, x, target) + 1000.0
+
+    exact = var_grad(model, X, T, RNG)
+    single = var_grad(model.float(), X.float(), T, RNG, of=lifted)
+    rounding = 1000 * 2**-24  # of a single slope; squares of the means would round by a thousand times the variance
+    assert ((single - exact).abs() <= 4 * rounding * exact.sqrt() + 4 * rounding**2).all()
+    assert (single >= 0).all()
 
 
 def test_of_a_linear_model_the_map_is_its_gradient():
@@ -125,13 +172,14 @@ OF = {
 
 @pytest.mark.parametrize("of", OF.values(), ids=OF)
 @pytest.mark.parametrize("budget", [1, 30_000, 10**8])
-def test_an_example_is_explained_alike_in_any_batch_and_chunk(model, of, budget, monkeypatch):
-    expected = smooth_grad(model, X, T, RNG, of=of, samples=9)
+@pytest.mark.parametrize("method", METHODS)
+def test_an_example_is_explained_alike_in_any_batch_and_chunk(model, method, of, budget, monkeypatch):
+    expected = method(model, X, T, RNG, of=of, samples=9)
     monkeypatch.setattr(tensors, "CHUNK_BYTES", budget)
-    torch.testing.assert_close(smooth_grad(model, X, T, RNG, of=of, samples=9), expected, atol=1e-12, rtol=1e-10)
-    few = smooth_grad(model, X[[5, 0, 2]], T[[5, 0, 2]], Rng(SEED, [3, 4, 1]), of=of, samples=9)
+    torch.testing.assert_close(method(model, X, T, RNG, of=of, samples=9), expected, atol=1e-12, rtol=1e-10)
+    few = method(model, X[[5, 0, 2]], T[[5, 0, 2]], Rng(SEED, [3, 4, 1]), of=of, samples=9)
     torch.testing.assert_close(few, expected[[5, 0, 2]], atol=1e-12, rtol=1e-10)
-    assert not torch.allclose(smooth_grad(model, X, T, Rng(SEED + 1, IDS), of=of, samples=9), expected)
+    assert not torch.allclose(method(model, X, T, Rng(SEED + 1, IDS), of=of, samples=9), expected)
 
 
 def test_integrated_gradients_are_smoothed(model):
@@ -171,20 +219,24 @@ def test_maps_of_one_channel_stay_of_one_channel():
     torch.testing.assert_close(maps, gradient(linear, x, T).sum(1, keepdim=True))
 
 
-def test_maps_can_be_differentiated_in_the_weights(model):
+@pytest.mark.parametrize("method", METHODS)
+def test_maps_can_be_differentiated_in_the_weights(model, method):
     of = functools.partial(gradient, create_graph=True)
-    smooth_grad(model, X, T, RNG, of=of, samples=3).square().sum().backward()
+    method(model, X, T, RNG, of=of, samples=3).square().sum().backward()
     assert model[0].weight.grad.abs().sum() > 0
 
 
-def test_maps_have_the_type_of_the_images(model):
-    assert smooth_grad(model.float(), X.float(), T, RNG).dtype == torch.float32
+@pytest.mark.parametrize("method", METHODS)
+def test_maps_have_the_type_of_the_images(model, method):
+    assert method(model.float(), X.float(), T, RNG).dtype == torch.float32
 
 
-def test_no_examples_give_no_maps(model):
-    assert smooth_grad(model, X[:0], T[:0], Rng(0, [])).shape == (0, 1, 8, 8)
+@pytest.mark.parametrize("method", METHODS)
+def test_no_examples_give_no_maps(model, method):
+    assert method(model, X[:0], T[:0], Rng(0, [])).shape == (0, 1, 8, 8)
 
 
-def test_a_class_that_the_model_does_not_know_is_refused(model):
+@pytest.mark.parametrize("method", METHODS)
+def test_a_class_that_the_model_does_not_know_is_refused(model, method):
     with pytest.raises(ModelError, match="the model does not know them"):
-        smooth_grad(model, X, T + 1, RNG)
+        method(model, X, T + 1, RNG)

@@ -88,7 +88,7 @@ def test_an_unknown_verb_suggests_the_nearest(call):
     said = call("raport")
     assert said.code == 2
     assert said.err == "consilience: no verb is named 'raport'; did you mean 'report'?\n"
-    assert "there are: explain, fetch, list, plan, prune, report, run, show, train" in call("frobnicate").err
+    assert "there are: explain, fetch, list, plan, preflight, prune, report, run, show, train" in call("frobnicate").err
 
 
 @pytest.mark.parametrize(
@@ -246,6 +246,26 @@ def test_the_class_that_is_explained_may_be_chosen(call, weights, tmp_path):
     for wrong in ("10", "-1", "seven"):
         said = call(*words, f"--target={wrong}")
         assert (said.code, f"--target {wrong}: expected label, predicted or a class" in said.err) == (2, True)
+
+
+def test_a_method_that_needs_a_background_is_given_one(call, weights, tmp_path):
+    words = ["explain", "{use = 'expected_gradients', samples = 2}", weights, "mnist10k", "--count", 3]
+    words += ["--out", tmp_path / "maps.safetensors"]
+    said = call(*words)
+    assert (said.code, "expected a background, found none; add --background DATA" in said.err) == (2, True)
+    assert call(*words, "--background", "{use = 'subset', of = 'mnist10k', count = 5}").code == 0
+    assert read_tensors(tmp_path / "maps.safetensors")["maps"].shape == (3, 1, 28, 28)
+
+
+def test_preflight_prints_a_table_and_tells_by_its_code_what_it_found(call, weights):
+    said = call("preflight", "{use = 'integrated_gradients', steps = 200}", weights, "mnist10k")
+    assert said.code == 0
+    for word in ("modes", "finite", "deterministic", "batch invariant", "complete", "not the gradient", "8 examples"):
+        assert word in said.out
+    wrong = call("preflight", "{use = 'integrated_gradients', steps = 1, nodes = 'right'}", weights, "mnist10k")
+    assert (wrong.code, "wrong" in wrong.out) == (1, True)
+    refused = call("preflight", "guided_backprop", weights, "mnist10k", "--architecture", "linear")
+    assert refused.code == 2
 
 
 def test_draws_go_by_the_seed(call, weights, tmp_path):

@@ -3,8 +3,12 @@
 import pytest
 from tests.experiment.fixtures import TINY
 
+from consilience.component import attribution
 from consilience.errors import DataError, SpecError
 from consilience.experiment.config import load
+from consilience.experiment.desk import Desk, Place
+from consilience.experiment.specs import Data, Explain, Given, Subject
+from consilience.experiment.store import Store
 
 MODEL = 'model = { use = "mlp", hidden = [8] }'
 FAMILY = """
@@ -35,6 +39,11 @@ FAULTS = {  # what stands there, what is written instead, what the message must 
     "component that is a number": ('controls = ["random_map"]', "controls = [3]", ["controls[0]", "found 3"]),
     "component without a name": ('use = "mlp", ', "", ["train.model", "use = '...'"]),
     "compare that judges": ('compare = ["cosine"', 'compare = ["accuracy"', ["compare[0].accuracy", "'judge'"]),
+    "method that needs patterns": (
+        'controls = ["random_map"]',
+        'controls = [{ use = "smooth_grad", of = "pattern_net" }]',
+        ["controls[0].smooth_grad", "smooth_grad(of=pattern_net) needs patterns, which no stage fits yet"],
+    ),
     "judge that compares": ('judge = ["accuracy"', 'judge = ["cosine"', ["judge[0].cosine", "'compare'"]),
     "unknown family": ('"retrain"', '"retrian"', ["retrian", "$.family[0].type"]),
     "unknown factor": ("init = [0, 1]", "inti = [0, 1]", ["inti", "$.family[0].values"]),
@@ -50,6 +59,14 @@ def tiny_with(tmp_path, before="", after=""):
     file = tmp_path / "changed.toml"
     file.write_text(TINY.replace(before, after, 1) if before else TINY)
     return file
+
+
+def test_a_job_refuses_a_method_that_needs_patterns_too(tmp_path):
+    """What did not come from a file was not checked there."""
+    subject = Subject(source=Given(weights="", module="", answers=""))
+    spec = Explain(subject=subject, method=attribution.choose("pattern_net"), data=Data(fingerprint=""))
+    with pytest.raises(SpecError, match=r"pattern_net: .* needs patterns, which no stage fits yet"):
+        Desk(Store(tmp_path), Place()).method(spec)
 
 
 @pytest.mark.parametrize("fault", FAULTS)

@@ -3,6 +3,7 @@
 ``pytest tests/golden --golden`` writes the files anew, after a version was raised.
 """
 
+import functools
 import inspect
 import json
 from pathlib import Path
@@ -60,18 +61,23 @@ def tables() -> dict:
 def numbers(kind: str, component) -> list:
     """What a component makes of a fixed input."""
     x, target = images()
-    flows = {"rng": Rng(5, [3, 1, 4, 9]), "background": x.flip(3)}
+    flows = {"rng": Rng(5, [3, 1, 4, 9]), "background": x.flip(3), "patterns": laws.patterns(network(), x)}
+    side = 40 if component.name == "squeezenet1_1" else 12  # pixels; a deep network leaves nothing of a small image
     make = {
-        "attribution": lambda f: f(network(), x, target, **{r: v for r, v in flows.items() if component.roles.get(r)}),
-        "backward": lambda f: gradient(network(), x, target, rule=f),
+        "attribution": lambda f: f(
+            laws.fitting(f, network()), x, target, **{r: v for r, v in flows.items() if component.roles.get(r)}
+        ),
+        "backward": lambda f: gradient(
+            network(), x, target, rule=functools.partial(f, **{r: flows[r] for r in component.roles if r in flows})
+        ),
         "measure": lambda f: f(**{role: value for role, value in laws.roles().items() if role in component.roles}),
         "score": lambda f: f(torch.sin(torch.arange(12.0)).view(4, 3), target),
         "summary": lambda f: [
             [v for v in row if not isinstance(v, str)]
             for row in f(**{role: tables()[role] for role in component.roles}, draws=200)
         ],
-        "architecture": lambda f: fixed(f((1, 12, 12), 3))(
-            torch.cat([x, x], 2)[:, :, :12].repeat(1, 1, 1, 2)[..., :12]
+        "architecture": lambda f: fixed(f((1, side, side), 3)).double()(
+            x.repeat(1, 1, 4, 4)[..., :side, :side].double()
         ),
         "objective": lambda f: f(network(), Batch(torch.arange(4), x, target, torch.arange(4))),
         "optimizer": lambda f: _steps(f),

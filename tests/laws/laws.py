@@ -14,7 +14,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from consilience.attribution.ensemble import mean_over_models
+from consilience.attribution.patterns import patterns_from_weights
 from consilience.rng import Rng
+from consilience.tensors import Patterns
 
 Method = Callable[..., Tensor]
 
@@ -44,10 +47,36 @@ def background() -> Tensor:
     return torch.rand(5, *SHAPE, generator=torch.Generator().manual_seed(13))
 
 
+def patterns(model: nn.Module, x: Tensor) -> Patterns:
+    """Patterns that no data are needed for: each filter over its squared length."""
+    return patterns_from_weights(model, x, lambda _, w: w / w.flatten(1).square().sum(1).view(-1, *[1] * (w.ndim - 1)))
+
+
 def explain(method: Method, model: nn.Module, x: Tensor, target: Tensor, ids: Any, seed: int = 0) -> Tensor:
-    """Maps, with what the method asks for besides: the examples' own draws, a background."""
+    """Maps, with what the method asks for besides: the examples' own draws, a background, patterns."""
     asked, flows = inspect.signature(method).parameters, {"rng": Rng(seed, list(ids)), "background": background()}
-    return method(model, x, target, **{role: flow for role, flow in flows.items() if role in asked})
+    if "patterns" in asked:
+        flows["patterns"] = patterns(convolutional(), examples()[0])
+    flowing = {role: flow for role, flow in flows.items() if role in asked}
+    return method(fitting(method, model), x, target, **flowing)
+
+
+class Twice(nn.Module):
+    """The least ensemble: a model beside itself."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.members = nn.ModuleList([model, model])
+        self.training = model.training
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits."""
+        return sum(member(x) for member in self.members) / len(self.members)
+
+
+def fitting(method: Method, model: nn.Module) -> nn.Module:
+    """The model as the method asks for it: an ensemble for what explains ensembles."""
+    return Twice(model) if getattr(method, "func", method) is mean_over_models else model
 
 
 def alike_in_any_batch(method: Method) -> None:

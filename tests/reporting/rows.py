@@ -2,11 +2,12 @@
 
 import itertools
 
+import msgspec
 import torch
 
 from consilience.reporting.figures import Gallery, Strip, picture, signed
 from consilience.reporting.page import Page
-from consilience.reporting.tables import Judged, Line, Matrix, Told, performances
+from consilience.reporting.tables import Judged, Line, Matrix, Size, Told, performances
 from consilience.reporting.verdicts import answer
 
 HOSTILE = 'net <b onload="alert(1)">&amp;'
@@ -39,6 +40,13 @@ def told(consistency=0.4, **rest):
     return Told(consistency=consistency, **{**row, **rest})
 
 
+def sized(consistency=0.4, count=None, used=None, unit="images of each class", **rest):
+    """A row of consistency, of a measure that stands with several counts; all images are 50 of each class."""
+    measure = "separability" if count is None else f"separability(count={count})"
+    size = Size(measure="separability", count=count, used=float(used or count or 50), unit=unit)
+    return told(consistency, **{"measure": measure, "size": size, **rest})
+
+
 def strained():
     """A page with much on it, and its pictures."""
     methods = ["integrated_gradients(of=gradient(score=probability),steps=128)", "gradient", HOSTILE, "grad_cam"]
@@ -58,6 +66,8 @@ def strained():
         for at, column in enumerate(["overall", *factors, "several"]):
             rows.append(told(0.9 - 0.1 * at - 0.03 * index, column=column, method=method))
         rows.append(told(0.98 - 0.01 * index, kind="floor", family="same model explained twice", method=method))
+    sizes = [sized(0.9 / at, count, method=method) for method in methods for at, count in enumerate([5, 48, None], 1)]
+    rows += [msgspec.structs.replace(row, family="others") for row in sizes]
     judged = [
         Judged("twins", "twins", measure, "higher", method, False, model, 50, index, 0.1234 + index / 99, 0.5)
         for measure, method in [("accuracy", ""), ("auc", ""), ("pointing_game", methods[0])]

@@ -129,9 +129,9 @@ def test_the_opening_fits_on_one_screen(probed, written):
 
 def test_a_screenshot_shows_ink_and_colours(browser, page, tmp_path):
     (tmp_path / "page.html").write_text(page, encoding="utf-8")
-    browser(tmp_path / "page.html", "--window-size=1200,4000", f"--screenshot={tmp_path / 'page.png'}")
+    browser(tmp_path / "page.html", "--window-size=1200,5000", f"--screenshot={tmp_path / 'page.png'}")
     pixels = np.asarray(Image.open(tmp_path / "page.png").convert("RGB")).astype(int)
-    assert pixels.shape == (4000, 1200, 3)
+    assert pixels.shape == (5000, 1200, 3)
     dark, coloured = pixels.max(2) < 90, np.ptp(pixels, axis=2) > 60
     assert 0.005 < dark.mean() < 0.5
     assert coloured.mean() > 0.005

@@ -7,7 +7,8 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 from tests.reporting.rows import HOSTILE, line, stage
 
-from consilience.reporting.charts import COLOURS, GREY, HIGH, INSIDE, TOP, WIDTH, cascade_charts, shade
+from consilience.reporting.charts import HIGH, cascade_charts, shade
+from consilience.reporting.curves import COLOURS, GREY, INK, INSIDE, TOP, WIDTH
 
 
 def drawn(*stages):
@@ -122,7 +123,7 @@ def test_long_and_hostile_names_are_shortened_and_escaped():
     assert not list(root.iter("b"))
 
 
-@pytest.mark.parametrize("colour", [*COLOURS, GREY])
+@pytest.mark.parametrize("colour", [*COLOURS, GREY, INK])
 def test_names_are_dark_enough_to_be_read(colour):
     assert contrast(rgb(colour), (255, 255, 255)) >= 4.5
 

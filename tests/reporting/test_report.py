@@ -14,6 +14,7 @@ from tests.reporting.test_charts import contrast, rgb
 
 from consilience import report
 from consilience.errors import DiskError
+from consilience.experiment.desk import Desk, Place
 from consilience.reporting.grades import number
 from consilience.reporting.html import breakable, reference, rendered
 from consilience.reporting.page import page_of
@@ -112,7 +113,8 @@ def test_consistency_stands_as_one_row_a_method_with_the_numbers_of_the_twin(str
     ]
     assert len(table["rows"]) == 4
     for row in table["rows"]:
-        mine = {one["column"]: one for one in twin["told"] if one["method"] == row[0] and one["kind"] == "twins"}
+        rows = [one for one in twin["told"] if one["method"] == row[0] and one["family"] == "twins"]
+        mine = {one["column"]: one for one in rows}
         floor = next(one for one in twin["told"] if one["method"] == row[0] and one["kind"] == "floor")
         overall = mine.pop("overall")
         assert row == [
@@ -252,7 +254,7 @@ def test_what_was_not_made_is_said(written, tmp_path):
 
 def test_what_was_made_in_part_is_shown_and_the_rest_counted(written, tmp_path):
     """Rows of the goals that are there; the others are counted, not invented."""
-    page = page_of(written.experiment, written.store)
+    page = page_of(written.experiment, Desk(written.store, Place()))
     kept = [row for row in page.lines if row.kind == "cascade"]
     page.lines, page.missing = kept, 7
     page.answer.methods = []

@@ -8,7 +8,7 @@ backward pass may come after the context. Nothing is put on the model, and whate
 import contextlib
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
@@ -86,6 +86,7 @@ class Rules(TorchFunctionMode):
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         _inside.rule = None
+        getattr(_inside, "witness", []).append(self)
         super().__exit__(kind, error, trace)  # type: ignore[no-untyped-call]  # nor this one
         if kind is None and not self.bound:
             raise ModelError(
@@ -104,7 +105,7 @@ class Rules(TorchFunctionMode):
                 self.bound[written(function)] += 1
                 return out
         out = function(*args, **options)
-        if isinstance(out, Tensor) and out.requires_grad and not linear(function, (args, options)):
+        if not linear(function, (args, options)) and any(depends(t) for t in tensors_in(out)):
             self.passed[written(function)] += 1
         return out
 
@@ -130,6 +131,31 @@ class Rules(TorchFunctionMode):
                 f"{self.name}: expected to see every operation, found {', '.join(escaped)} that no call of the model "
                 "shows; it ran in another thread or in compiled code, so run it here"
             )
+
+
+@contextlib.contextmanager
+def witnessed() -> Iterator[list[Rules]]:
+    """The rules that were on inside, in the order in which they were left; of this thread."""
+    before, _inside.witness = getattr(_inside, "witness", []), list[Rules]()
+    try:
+        yield _inside.witness
+    finally:
+        _inside.witness = before
+
+
+def depends(tensor: Tensor) -> bool:
+    """Whether a tensor was calculated from something else than a model's parameters."""
+    if not tensor.requires_grad or tensor.grad_fn is None:
+        return tensor.requires_grad and not isinstance(tensor, nn.Parameter)
+    waiting, seen = [tensor.grad_fn], set[Any]()
+    while waiting:
+        node = waiting.pop()
+        if hasattr(node, "variable") and not isinstance(node.variable, nn.Parameter):
+            return True
+        if node not in seen:
+            seen.add(node)
+            waiting += [before for before, _ in node.next_functions if before is not None]
+    return False
 
 
 def nodes(value: Any) -> set[str]:

@@ -9,7 +9,7 @@ from consilience.attribution.backward import Rules, plain_rule
 from consilience.attribution.scores import logit
 from consilience.component import attribution
 from consilience.errors import ModelError
-from consilience.tensors import Backward, Score, check_batch
+from consilience.tensors import Backward, Score, check_batch, in_halves
 
 
 @attribution(version=1, paper="simonyan2014deep")
@@ -30,13 +30,17 @@ def gradient(
         create_graph: Keep the maps differentiable, for a loss that contains them.
     """
     check_batch(model, x, target)
-    with torch.enable_grad():
-        pixels = x if create_graph and x.requires_grad else x.detach().requires_grad_()
+
+    def slope(rows: slice) -> Tensor:
+        pixels = x[rows] if create_graph and x.requires_grad else x[rows].detach().requires_grad_()
         with rule(model) as rules:
             logits = model(pixels)
         if isinstance(rules, Rules):
             rules.audit(logits)
-        return slope_of(scored(logits, target, score), pixels, create_graph=create_graph)
+        return slope_of(scored(logits, target[rows], score), pixels, create_graph=create_graph)
+
+    with torch.enable_grad():
+        return in_halves(slope, len(x))
 
 
 @attribution(version=1, paper="shrikumar2016black")

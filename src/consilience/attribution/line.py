@@ -26,19 +26,43 @@ def shared_line_gradient(
     target: Int[Tensor, " n"],
     nodes: Float[Tensor, " k"],
     score: Score,
+    weights: Float[Tensor, " k"] | None = None,
 ) -> Float[Tensor, "n c h w"] | None:
     """Mean over the nodes of the score's slope at ``start + node * (x - start)``; None where nothing can be shared.
+
+    With weights it is their weighted sum.
 
     Nothing can be shared where the model begins with something that is not affine, uses its input
     twice, is scripted or compiled, or where there are too few points for it to pay.
     """
     if len(x) * len(nodes) < WORTH or (prefix := find_prefix(model, x, start, target, score)) is None:
         return None
+    weights = alike(nodes) if weights is None else weights
+    return shared_by(prefix, model, x, start, target, nodes, weights, score, rows_per_chunk(model, x))
+
+
+def shared_by(
+    prefix: Prefix,
+    model: nn.Module,
+    x: Float[Tensor, "n c h w"],
+    start: Float[Tensor, "n c h w"],
+    target: Int[Tensor, " n"],
+    nodes: Float[Tensor, " k"],
+    weights: Float[Tensor, " k"],
+    score: Score,
+    rows: int,
+) -> Float[Tensor, "n c h w"] | None:
+    """Weighted sum of the slopes, with the layers that were found; None where the model took another way."""
     try:
-        maps = _mean_slope(prefix, model, x, start, target, nodes, score, rows_per_chunk(model, x))
+        maps = _sum_of_slopes(prefix, model, x, start, target, nodes, weights, score, rows)
     except Diverged:
         return None
     return None if maps.isnan().any() else maps
+
+
+def alike(nodes: Float[Tensor, " k"]) -> Float[Tensor, " k"]:
+    """Weights of a plain mean over the nodes."""
+    return torch.full_like(nodes, 1 / max(1, len(nodes)))
 
 
 def find_prefix(model: nn.Module, x: Tensor, start: Tensor, target: Tensor, score: Score) -> Prefix | None:
@@ -59,7 +83,8 @@ def find_prefix(model: nn.Module, x: Tensor, start: Tensor, target: Tensor, scor
 
     def proven(prefix: Prefix) -> bool:
         try:
-            shared = _mean_slope(prefix, model, x[:1], start[:1], target[:1], a[other], score, len(other))
+            nodes = a[other]
+            shared = _sum_of_slopes(prefix, model, x[:1], start[:1], target[:1], nodes, alike(nodes), score, len(nodes))
         except Exception:  # not every model takes every layout: 'view' does not
             return False
         return bool((shared - expected).abs().max() <= tolerance)
@@ -67,8 +92,16 @@ def find_prefix(model: nn.Module, x: Tensor, start: Tensor, target: Tensor, scor
     return next(filter(proven, found), None)
 
 
-def _mean_slope(
-    prefix: Prefix, model: nn.Module, x: Tensor, start: Tensor, target: Tensor, nodes: Tensor, score: Score, rows: int
+def _sum_of_slopes(
+    prefix: Prefix,
+    model: nn.Module,
+    x: Tensor,
+    start: Tensor,
+    target: Tensor,
+    nodes: Tensor,
+    weights: Tensor,
+    score: Score,
+    rows: int,
 ) -> Tensor:
     maps, at_once = torch.empty_like(x), max(1, rows // len(nodes))
     for block in slices(len(x), at_once * max(1, rows // (8 * at_once))):  # the layers run on more than one line
@@ -82,15 +115,17 @@ def _mean_slope(
         total = torch.zeros_like(way)
         for some in slices(len(way), at_once):
             for part in even_slices(len(nodes), rows):
-                total[some] += _slope_sum(prefix, model, begin[some], way[some], classes[some], nodes[part], score, x)
-        (maps[block],) = torch.autograd.grad(end, pixels, total.div_(len(nodes)))
+                slopes = _slopes(prefix, model, begin[some], way[some], classes[some], nodes[part], score, x)
+                total[some] += weighted(weights[part], slopes)
+                del slopes
+        (maps[block],) = torch.autograd.grad(end, pixels, total)
     return maps
 
 
-def _slope_sum(
+def _slopes(
     prefix: Prefix, model: nn.Module, begin: Tensor, way: Tensor, target: Tensor, at: Tensor, score: Score, x: Tensor
-) -> Tensor:
-    """Sum over the nodes of the score's slope in the layers' output; what it needed is freed with it."""
+) -> Float[Tensor, "n k ..."]:
+    """The score's slope in the layers' output at each node; what it needed is freed with it."""
     each = at.view(1, -1, *[1] * (way.ndim - 1))
     with torch.enable_grad():
         line = torch.addcmul(begin.detach().requires_grad_()[:, None], each, way[:, None])
@@ -99,9 +134,15 @@ def _slope_sum(
         logits = prefix.after(model, x, points)
         answer = scored(logits, target.repeat_interleave(len(at)), score).sum()
     (slope,) = torch.autograd.grad(answer, edge)
-    if prefix.layout is torch.channels_last:  # summed in the order of memory
-        return slope.permute(0, 1, 3, 4, 2).sum(1).permute(0, 3, 1, 2)
-    return slope.sum(1)
+    return slope
+
+
+def weighted(weights: Float[Tensor, " k"], maps: Float[Tensor, "n k ..."]) -> Float[Tensor, "n ..."]:
+    """Sum over the second axis, each entry times its weight, in the order in which the maps lie in memory."""
+    if maps.ndim == 5 and len(maps) and maps[0].is_contiguous(memory_format=torch.channels_last):
+        rows = maps.permute(0, 1, 3, 4, 2)
+        return (weights.to(maps) @ rows.flatten(2)).view(len(maps), *rows.shape[2:]).permute(0, 3, 1, 2)
+    return (weights.to(maps) @ maps.flatten(2)).view(len(maps), *maps.shape[2:])
 
 
 def even_slices(total: int, size: int) -> Iterator[slice]:

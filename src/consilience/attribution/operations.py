@@ -12,8 +12,8 @@ Function = Callable[..., Any]
 
 def named(names: str) -> frozenset[Any]:
     """The functions of these names, wherever torch keeps them: as functions, as methods, in ``nn.functional``."""
-    homes = (torch, Tensor, F)
-    return frozenset(getattr(home, name) for home in homes for name in names.split() if hasattr(home, name))
+    found = (getattr(home, name, None) for home in (torch, Tensor, F) for name in names.split())
+    return frozenset(function for function in found if callable(function))  # 'float' is also a type of numbers
 
 
 READ = named("dim size numel __len__ is_floating_point stride is_contiguous") | {
@@ -29,10 +29,11 @@ RELU = named("relu relu_")
 CLAMP = named("clamp clamp_ clip clip_ clamp_min clamp_min_ hardtanh hardtanh_ relu6 threshold threshold_")
 MAXIMUM = named("maximum max")
 TIMES = named("mul mul_ multiply einsum")
+OVER = named("div div_ true_divide divide __truediv__")
 BATCH_NORM = named("batch_norm")
 LINEAR = (
     (RESHAPE | TURN | LAYER | AVERAGE_POOL | BATCH_NORM)
-    | named("add add_ sub sub_ rsub __rsub__ __radd__ neg div div_ true_divide mean sum cat concat concatenate stack")
+    | named("add add_ sub sub_ rsub __rsub__ __radd__ neg mean sum cat view_as reshape_as concat concatenate stack")
     | named("split chunk unbind narrow select index_select gather __getitem__ expand expand_as repeat tile pad")
     | named("contiguous clone detach to float double half bfloat16 type_as interpolate upsample pixel_shuffle")
     | named("dropout dropout_ dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout copy_ movedim")
@@ -62,6 +63,8 @@ def linear(function: Function, args: Any) -> bool:
     """Whether a call is linear in what it is given, apart from a constant: so is a product with one unknown factor."""
     if function in PRODUCT | TIMES:
         return sum(t.requires_grad for t in tensors_in(args)) < 2
+    if function in OVER:
+        return not any(t.requires_grad for t in tensors_in(args[0][1:]))
     return function in LINEAR
 
 

@@ -16,6 +16,7 @@ VERBS = {
     "prune": ("experiments", "remove artifacts that no experiment file needs"),
     "train": ("single", "train one model into a file"),
     "explain": ("single", "explain examples with one method into a file"),
+    "preflight": ("single", "check that a method means on a model what its name says"),
     "fetch": ("fetch", "download a data set's files and check them"),
     "list": ("look", "the components there are, by kind"),
     "show": ("look", "one component, or one artifact by its digest"),
@@ -36,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run one verb; 0 where all went well, 1 where a job failed, 2 where the call was wrong, 130 on Ctrl-C."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("-h", "--help", "help"):
-        print(HELP.format(verbs="\n".join(f"  {name:<9}{text}" for name, (_, text) in VERBS.items())))
+        print(HELP.format(verbs="\n".join(f"  {name:<10}{text}" for name, (_, text) in VERBS.items())))
         raise SystemExit(0)
     if words[0] in ("-V", "--version"):
         print(version("consilience"))

@@ -6,7 +6,7 @@ import json
 import sys
 import tomllib
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import tyro
 
@@ -109,6 +109,7 @@ def explain_verb(
     architecture: str | None = None,
     target: str = "label",
     count: int | None = None,
+    background: str | None = None,
     seed: int = 0,
     data: Path | None = None,
 ) -> int:
@@ -122,42 +123,120 @@ def explain_verb(
         architecture: Of the weights, where their file does not say it.
         target: What is explained: label, predicted, or the number of a class.
         count: Only so many examples, from the first.
+        background: Examples for methods that need them: "{use = 'subset', of = 'mnist10k', count = 50}", ...
         seed: Of the method's draws.
         data: Folder of the data sets, one folder each (default: CONSILIENCE_DATA).
     """
-    from consilience import component
-    from consilience.experiment.desk import Place, load_examples, loaded, untrained
-    from consilience.experiment.files import read_metadata, read_tensors, write_tensors
+    from consilience.experiment.files import read_tensors, write_tensors
     from consilience.experiment.stages import write_maps
     from consilience.experiment.store import writing
     from consilience.training.loop import steady
+
+    with steady(), writing(out):
+        asked = _asked(method, weights, examples, architecture, target, count, background, data)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        draft = out.with_name(out.name + ".draft")
+        draft.unlink(missing_ok=True)
+        explain = asked.method.build(**asked.flows)
+        for share in write_maps(draft, explain, asked.model, asked.examples, asked.target, seed):
+            print(f"\r{share:.0%}", end="", file=sys.stderr)
+        print(file=sys.stderr)
+        note = {"method": asked.method.label, "examples": asked.label}
+        write_tensors(out, {**read_tensors(draft), "target": asked.target}, note)
+        draft.unlink()
+    print(out.resolve())
+    return 0
+
+
+def preflight_verb(
+    method: Name,
+    weights: Name,
+    examples: Name,
+    /,
+    architecture: str | None = None,
+    target: str = "predicted",
+    count: int = 8,
+    background: str | None = None,
+    seed: int = 0,
+    data: Path | None = None,
+) -> int:
+    """Check on a few examples that a method means on a model what its name says; 1 where it does not.
+
+    Args:
+        method: A name, or "{use = 'integrated_gradients', steps = 100}".
+        weights: A safetensors file of weights, as train writes it.
+        examples: A data set: "{use = 'mnist10k', split = 'test'}", ...
+        architecture: Of the weights, where their file does not say it.
+        target: What is explained: label, predicted, or the number of a class.
+        count: So many examples, from the first.
+        background: Examples for methods that need them: "{use = 'subset', of = 'mnist10k', count = 50}", ...
+        seed: Of the method's draws.
+        data: Folder of the data sets, one folder each (default: CONSILIENCE_DATA).
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from consilience.attribution.preflight import examine
+    from consilience.training.loop import steady
+
+    with steady():
+        asked = _asked(method, weights, examples, architecture, target, count, background, data)
+        x = asked.examples.batch(range(len(asked.examples))).x
+        checks = examine(
+            asked.method.build(), asked.model, x, asked.target, seed=seed, background=asked.flows.get("background")
+        )
+    table = Table("", "check", "found", title=f"{asked.method.label} on {Path(weights).name}, {len(x)} examples")
+    for check in checks:
+        table.add_row(check.verdict, check.name, check.found)
+    Console().print(table)
+    return int(any(check.verdict == "wrong" for check in checks))
+
+
+class _Asked(NamedTuple):
+    """What the words of a command line name, loaded."""
+
+    method: Choice
+    model: nn.Module
+    examples: Examples
+    label: str
+    target: Tensor
+    flows: dict[str, Tensor]
+
+
+def _asked(
+    method: str,
+    weights: str,
+    examples: str,
+    architecture: str | None,
+    target: str,
+    count: int | None,
+    background: str | None,
+    data: Path | None,
+) -> _Asked:
+    from consilience import component
+    from consilience.experiment.desk import Place, check_asked, load_examples, loaded, untrained
+    from consilience.experiment.files import read_metadata, read_tensors
 
     chosen = component.dataset.choose(spelled(examples), "examples")
     if count is not None:
         chosen = component.dataset.choose({"use": "subset", "of": chosen, "count": count}, "examples")
     explainer = component.attribution.choose(spelled(method), "method")
-    batch = load_examples(chosen, Place(data_folder(data)))
-    path = Path(weights)
+    check_asked(explainer, "method")
+    place, path = Place(data_folder(data)), Path(weights)
+    batch = load_examples(chosen, place)
+    flows: dict[str, Tensor] = {}
+    if background is None and any(choice.component.roles.get("background") for choice in explainer.nest):
+        raise SpecError(f"{explainer.label}: expected a background, found none; add --background DATA")
+    if background is not None:
+        start = load_examples(component.dataset.choose(spelled(background), "background"), place)
+        flows["background"] = start.batch(range(len(start))).x
     kind = architecture or read_metadata(path).get("architecture")
     if kind is None:
         raise SpecError(f"{path}: expected a file that names its architecture, found none; add --architecture NAME")
-    choice: Choice = component.architecture.choose(spelled(kind), "architecture")
-    with steady(), writing(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        model = untrained(choice, batch)
-        loaded(model, read_tensors(path), str(path))
-        goal = _target(target, model, batch)
-        draft = out.with_name(out.name + ".draft")
-        draft.unlink(missing_ok=True)
-        for share in write_maps(draft, explainer.build(), model, batch, goal, seed):
-            print(f"\r{share:.0%}", end="", file=sys.stderr)
-        print(file=sys.stderr)
-        write_tensors(
-            out, {**read_tensors(draft), "target": goal}, {"method": explainer.label, "examples": chosen.label}
-        )
-        draft.unlink()
-    print(out.resolve())
-    return 0
+    choice = component.architecture.choose(spelled(kind), "architecture")
+    model = untrained(choice, batch)
+    loaded(model, read_tensors(path), str(path))
+    return _Asked(explainer, model, batch, chosen.label, _target(target, model, batch), flows)
 
 
 def _target(word: str, model: nn.Module, examples: Examples) -> Tensor:

@@ -13,7 +13,7 @@ from torch import nn
 from consilience import component
 from consilience.component import Choice
 from consilience.errors import DataError, SpecError, unknown
-from consilience.experiment.desk import Place, load_examples, untrained
+from consilience.experiment.desk import Place, check_asked, load_examples, untrained
 from consilience.experiment.experiment import Experiment
 from consilience.experiment.families import Family, Redraw, with_layers
 from consilience.experiment.specs import Data, Train
@@ -217,6 +217,9 @@ def _check(experiment: Experiment) -> None:
                     f"{where}[{index}].{choice.use}: expected a measure of {'two models' if paired else 'one model'}, "
                     f"found one of {'one' if paired else 'two'}; move it to '{right}'"
                 )
+    for where, chosen in (("explain", experiment.methods), ("controls", experiment.controls)):
+        for index, method in enumerate(chosen):
+            check_asked(method, f"{where}[{index}].{method.use}")
     names = [family.name for family in experiment.families]
     if len(set(names)) < len(names):
         raise SpecError(f"family: expected different names, found {names}; give each family a name of its own")

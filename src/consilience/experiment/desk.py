@@ -117,11 +117,25 @@ class Desk(NamedTuple):
 
     def method(self, spec: Explain) -> Callable[..., Tensor]:
         """The configured method, with its background bound wherever the nest asks for one."""
+        check_asked(spec.method, spec.method.use)
         roles: dict[str, Any] = {}
         if spec.background is not None:
             examples = self.examples(spec.background)
             roles["background"] = examples.batch(range(len(examples))).x
         return spec.method.build(**roles)
+
+
+def check_asked(method: Choice, where: str) -> None:
+    """Refuse a method that asks for what no stage makes.
+
+    Raises:
+        SpecError: It needs patterns.
+    """
+    if method.asks("patterns"):
+        raise SpecError(
+            f"{where}: expected a method that a run can give all it asks for, found that {method.label} needs "
+            "patterns, which no stage fits yet; call it in Python with patterns of your own"
+        )
 
 
 def _file_of(source: Train, epoch: int | None) -> str:

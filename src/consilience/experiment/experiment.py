@@ -87,8 +87,8 @@ class Experiment(msgspec.Struct, frozen=True, kw_only=True):
                     yield Goal(family.name, None, measure, member.name, "", comparison(measure, answers))
                     continue
                 for method in (*self.methods, *self.controls):
-                    if "baseline" in measure.component.roles and method.option("baseline") is None:
-                        continue  # defined for methods that start somewhere
+                    if "baseline" in measure.component.roles and not method.complete:
+                        continue  # defined for methods that promise to sum to a difference
                     spec = comparison(measure, self.maps_of(member, method), channels=self.channels)
                     yield Goal(family.name, method, measure, member.name, "", spec)
 

@@ -3,87 +3,168 @@
 ``min |w|^2 / 2 + c * sum log(1 + exp(-y f))`` with ``f = Z w + b``: a ridge on the weights, the intercept free.
 A rotation of the features changes nothing in it. So the rows are turned, once for all labellings, into the axes in
 which they are uncorrelated, no more of them than rows or features. There the Hessian is close to a diagonal one,
-and Newton's steps need a few conjugate gradients each, all labellings abreast. In double precision.
+which leads nonlinear conjugate gradients, all labellings abreast. In double precision.
+
+Newton's method asks for up to four times as many products with the rows. With one to two times as many rows as
+features, models are just told apart, a few hundred rows decide, and the Hessian is least like a diagonal one; and
+what conjugate gradients learn inside one of Newton's steps is forgotten at the next.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-STEPS, MOVED = 100, 1e-5  # Newton: what remains after a step of 1e-5 is smaller by INNER_ERROR at least
-INNER_STEPS, INNER_ERROR = 500, 1e-2
+from consilience.tensors import slices
+
+ROUNDS, STEPS, LENGTHS = 100, 50, 20
+ACCURACY, FLOOR = 1e-7, 1e-14  # of margins, relative to the largest; of what rounding lets a gradient reach
 ROUNDING = 1e-9  # of a gradient, relative to rows; the last digit of one float32 pixel is below it
+RENEWED, MANY = 1e-3, 0.8
+CHUNK_BYTES = 4 * 2**20  # of rows that are standardised at a time
 
 
 class Problem(NamedTuple):
     """Standardised rows of some splits in principal axes; the last column, of ones, belongs to the intercept."""
 
-    train: Float[Tensor, "splits m r"]
-    """The rows that are learnt from."""
-    every: Float[Tensor, "splits n r"]
-    """All rows, whose margins are wanted."""
-    learnt: Int[Tensor, "splits m"]
-    """Where the rows that are learnt from stand among all."""
+    rows: Float[Tensor, "splits k r"]
+    """First those that are learnt from, then the others; zeros where splits are unequal in size."""
+    order: Int[Tensor, "splits k"]
+    """Where each stands among all ``n``; zeros stand at ``n``."""
+    m: int
+    """How many are learnt from."""
+    n: int
+
+
+class Scale(NamedTuple):
+    """Mean and deviation of the rows that are learnt from."""
+
+    mean: Float[Tensor, " d"]
+    deviation: Float[Tensor, " d"]
+
+    def of(
+        self, rows: Float[Tensor, "n d"], order: Int[Tensor, " k"], features: slice = slice(None)
+    ) -> Float[Tensor, "k f"]:
+        """Some rows, or some features of them, standardised in double precision; zeros for the row ``n``."""
+        part = rows[:, features].index_select(0, order.clamp(max=len(rows) - 1)).double()
+        part.sub_(self.mean[features]).div_(self.deviation[features])
+        return part.masked_fill_((order == len(rows))[:, None], 0)
+
+
+class State(NamedTuple):
+    """Where each labelling stands on its way."""
+
+    w: Float[Tensor, "splits labellings r"]
+    before: Float[Tensor, "splits labellings r"]
+    """The slope from which the last step was made."""
+    direction: Float[Tensor, "splits labellings r"]
+    """Of that step."""
+    size: Float[Tensor, "splits labellings 1"]
+    """Of that slope."""
+    first: Float[Tensor, "splits labellings 1"]
+    """Of the first slope; infinite before it is known."""
 
 
 class Way(NamedTuple):
-    """From the present weights along a change of them, where the loss is looked at without touching the rows."""
+    """From the present weights in a direction, where the loss's slope is known without touching the rows."""
 
-    f: Tensor
-    lift: Tensor
-    """The change of ``f``."""
-    ridge: tuple[Tensor, Tensor, Tensor]
-    """Squared weights, their product with the change, and the squared change."""
-    strength: Tensor
-    sign: Tensor
+    away: Float[Tensor, "splits labellings m"]
+    """Margins, positive where the answer is wrong."""
+    lift: Float[Tensor, "splits labellings m"]
+    """How they change."""
+    linear: Float[Tensor, "splits labellings 1"]
+    square: Float[Tensor, "splits labellings 1"]
+    """The ridge's slope here, and how it changes."""
 
-    def loss(self, length: Tensor) -> Tensor:
-        """What is minimised."""
-        constant, linear, square = self.ridge
-        fit = torch.nn.functional.softplus(-self.sign * (self.f + length * self.lift))
-        return (constant + 2 * length * linear + length**2 * square) / 2 + _dot(self.strength, fit)
+    def wrong(self, length: Tensor) -> Tensor:
+        """The chance that is given to the wrong answer."""
+        return torch.addcmul(self.away, length, self.lift).sigmoid_()
 
-    def step(self, length: Tensor) -> Tensor:
-        """From a length to a better one, by Newton in this one number."""
-        there = self.f + length * self.lift
-        slope = self.ridge[1] + length * self.ridge[2] - _dot(_pull(there, self.strength, self.sign), self.lift)
-        curve = self.ridge[2] + _dot(_weight(there, self.strength), self.lift**2)
-        return length - slope / curve
+    def slope(self, length: Tensor, wrong: Tensor) -> Tensor:
+        """Of what is minimised."""
+        return self.linear + length * self.square + _dot(wrong, self.lift)
+
+    def curve(self, wrong: Tensor) -> Tensor:
+        """How the slope changes."""
+        return self.square + _dot(_weight(wrong).mul_(self.lift), self.lift)
 
 
 def standardised(rows: Float[Tensor, "n d"], train: Float[Tensor, "m d"]) -> Float[Tensor, "n d"]:
-    """Rows minus the training rows' mean, divided by their deviation; by 1 where a feature is constant.
+    """Rows minus the training rows' mean, divided by their deviation; by 1 where a feature is constant."""
+    mean, deviation = _scale(train)
+    return (rows - mean) / deviation
 
-    Constant is judged relative to rounding, as scikit-learn does: dividing by 1e-17 would let noise lead the fit.
-    """
+
+def _scale(train: Float[Tensor, "m d"]) -> Scale:
+    """Constant is judged relative to rounding, as scikit-learn does: dividing by 1e-17 would let noise lead the fit."""
     mean = train.mean(0)
     variance = (train - mean).square_().mean(0)  # torch.var_mean along rows costs twice as much
     rounding = len(train) * torch.finfo(train.dtype).eps
     constant = variance <= rounding * variance + (rounding * mean) ** 2
-    return (rows - mean) / variance.sqrt().masked_fill(constant, 1)
+    return Scale(mean, variance.sqrt().masked_fill_(constant, 1))
 
 
 def problem_of(
-    rows: list[Float[Tensor, "n d"]], index: Int[Tensor, "splits m"], used: Bool[Tensor, "splits m"]
+    rows: Sequence[Float[Tensor, "n d"]], index: Int[Tensor, "splits m"], used: Bool[Tensor, "splits m"]
 ) -> Problem:
-    """Rows as each split standardises them, turned into the principal axes of those that it learns from.
+    """Rows, standardised by those that each split learns from, turned into the principal axes of those.
 
-    Where there are more features than rows, products of rows are all that is needed.
+    Standardised rows exist a chunk at a time; of each split there remain 8 bytes a row and axis. Rows that are
+    standardised already stay as they are.
     """
-    if rows[0].shape[1] <= index.shape[1]:
-        z = torch.stack(rows)
-        train = z.gather(1, index[..., None].expand(-1, -1, z.shape[2])) * used[..., None]
-        every = z @ torch.linalg.eigh(train.mT @ train).eigenvectors
-    else:
-        mixed = torch.stack([z @ z[mine].mT for z, mine in zip(rows, index, strict=True)]) * used[:, None]
-        square = mixed.gather(1, index[..., None].expand(-1, -1, index.shape[1])) * used[..., None]
-        length, axes = torch.linalg.eigh(square)
-        real = length > 10 * length[:, -1:] * index.shape[1] * torch.finfo(length.dtype).eps
-        every = mixed @ (axes * length.rsqrt().where(real, 0)[:, None])
-    every = torch.cat([every, torch.ones_like(every[..., :1])], 2)
-    return Problem(every.gather(1, index[..., None].expand(-1, -1, every.shape[2])), every, index)
+    (n, d), m = rows[0].shape, index.shape[1]
+    learnt = index.masked_fill(~used, n)
+    other = torch.ones(len(rows), n + 1, dtype=torch.bool, device=index.device).scatter_(1, learnt, False)
+    others = pad_sequence([mine[:n].nonzero()[:, 0] for mine in other], batch_first=True, padding_value=n)
+    order = torch.cat([learnt, others], 1)
+    scales = [_scale_of(z, places[mine]) for z, places, mine in zip(rows, index, used, strict=True)]
+    turned = torch.ones(*order.shape, min(d, m) + 1, dtype=torch.float64, device=order.device)
+    turned[..., -1] = order < n
+    (_turn if d <= m else _turn_by_products)(turned[..., :-1], rows, scales, order, m)
+    return Problem(turned, order, m, n)
+
+
+def _turn(turned: Tensor, rows: Sequence[Tensor], scales: Sequence[Scale], order: Tensor, m: int) -> None:
+    """Into the principal axes of the features."""
+    d = turned.shape[2]
+    square = turned.new_zeros(len(rows), d, d)
+    for z, scale, places, gram in zip(rows, scales, order, square, strict=True):
+        for some in slices(m, _at_once(d)):
+            part = scale.of(z, places[some])
+            gram.addmm_(part.T, part)
+    axes = torch.linalg.eigh(square).eigenvectors
+    for number, (z, scale) in enumerate(zip(rows, scales, strict=True)):
+        for some in slices(order.shape[1], _at_once(d)):
+            turned[number, some] = scale.of(z, order[number, some]) @ axes[number]
+
+
+def _turn_by_products(turned: Tensor, rows: Sequence[Tensor], scales: Sequence[Scale], order: Tensor, m: int) -> None:
+    """The same where there are more features than rows: then the rows' products are all that is needed."""
+    k = order.shape[1]
+    turned.zero_()
+    for z, scale, places, products in zip(rows, scales, order, turned, strict=True):
+        for some in slices(z.shape[1], _at_once(k)):
+            part = scale.of(z, places, some)
+            products.addmm_(part, part[:m].T)
+    length, axes = torch.linalg.eigh(turned[:, :m])
+    real = length > 10 * length[:, -1:] * m * torch.finfo(length.dtype).eps
+    axes *= length.rsqrt().where(real, 0)[:, None]
+    for some in slices(k, _at_once(len(rows) * m)):
+        turned[:, some] = turned[:, some] @ axes
+
+
+def _scale_of(rows: Float[Tensor, "n d"], learnt: Int[Tensor, " m"]) -> Scale:
+    columns = slices(rows.shape[1], _at_once(len(learnt)))
+    parts = [_scale(rows[:, some].index_select(0, learnt).double()) for some in columns]
+    return Scale(*map(torch.cat, zip(*parts, strict=True)))
+
+
+def _at_once(numbers: int) -> int:
+    """How many vectors of that many numbers are worked on at a time."""
+    return max(1, CHUNK_BYTES // (8 * max(1, numbers)))
 
 
 def margins(
@@ -96,74 +177,113 @@ def margins(
 
     Exactly the intercept of no weights where the rows carry nothing, as those of two identical models.
     """
-    rows, sign = problem.train, 2 * answer - 1
-    strength = (c * used[:, None]).to(answer.dtype).expand_as(answer)
+    rows = problem.rows[:, : problem.m]
+    if bool((~used & (problem.order[:, : problem.m] < problem.n)).any()):
+        rows = rows * used[..., None]
     share = (answer * used[:, None]).sum(-1, keepdim=True) / used[:, None].sum(-1, keepdim=True)
     prior = torch.log(share) - torch.log1p(-share)
-    carries = _carries(rows, strength * (answer - share), strength)
-    penalty = torch.ones_like(rows[0, 0])
-    penalty[-1] = 0
-    w, f = torch.cat([torch.zeros_like(rows[:, None, 0, :-1] * prior), prior], -1), prior.expand_as(answer)
-    moved = torch.full_like(prior, torch.inf)
-    for _ in range(STEPS):
-        change = _newton(rows, _weight(f, strength), _pull(f, strength, sign) @ rows - penalty * w, penalty)
-        free = penalty * change
-        way = Way(f, change @ rows.mT, (_dot(penalty * w, w), _dot(free, w), _dot(free, change)), strength, sign)
-        length = _length(way)
-        w, f = w + length * change, f + length * way.lift
-        moved = (length * way.lift).abs().amax(-1, keepdim=True) / (1 + f.abs().amax(-1, keepdim=True))
-        if not bool((carries & ~(moved <= MOVED)).any()):
-            break
-    found = torch.where(moved <= MOVED, w @ problem.every.mT, torch.nan)
-    return torch.where(carries, found, prior)
+    carries = _carries(rows, answer - share)
+    w, reached = _optimum(rows, 2 * answer - 1, c, prior, carries)
+    f = torch.where(carries, (w @ problem.rows.mT).masked_fill_(~reached, torch.nan), prior)
+    found = f.new_empty(*f.shape[:2], problem.n + 1)
+    return found.scatter_(2, problem.order[:, None].expand_as(f), f)[..., : problem.n]
 
 
-def _carries(rows: Tensor, pull: Tensor, strength: Tensor) -> Tensor:
+def _carries(rows: Tensor, pull: Tensor) -> Tensor:
     """Whether the gradient at no weights is more than rounding: where it is not, no weights are the optimum."""
     gain = (pull @ rows[..., :-1]).norm(dim=-1, keepdim=True)
-    longest = rows[..., :-1].norm(dim=-1).amax(-1)[:, None, None]
-    return torch.gt(gain, ROUNDING * longest * strength.sum(-1, keepdim=True))
+    longest, total = rows[..., :-1].norm(dim=-1).amax(-1), rows[..., -1].sum(-1)
+    return torch.gt(gain, (ROUNDING * longest * total)[:, None, None])
 
 
-def _newton(rows: Tensor, weight: Tensor, slope: Tensor, penalty: Tensor) -> Tensor:
-    """The change of the weights that Newton's method asks for, by preconditioned conjugate gradients."""
-    mean = weight.sum(-1, keepdim=True) / (weight > 0).sum(-1, keepdim=True).clamp(min=1)
-    scale = 1 / (penalty + mean * rows.square().sum(1)[:, None])
-    change, left, direction = torch.zeros_like(slope), slope, scale * slope
-    size = _dot(left, direction)
-    enough = size * INNER_ERROR**2
-    for _ in range(INNER_STEPS):
-        image = torch.addcmul((weight * (direction @ rows.mT)) @ rows, penalty, direction)
-        length = (size / _dot(direction, image)).where(size > enough, 0)  # who is done stands still
-        change, left = change + length * direction, left - length * image
-        scaled = scale * left
-        before, size = size, _dot(left, scaled)
-        if not bool((size > enough).any()):
+def _optimum(
+    rows: Tensor, sign: Tensor, c: float | Tensor, prior: Tensor, going: Tensor
+) -> tuple[Float[Tensor, "splits labellings r"], Bool[Tensor, "splits labellings 1"]]:
+    """Weights, and whether they are the optimum: for the labellings that are going; the others get none.
+
+    In rounds, each of those that are not done yet: where many labellings are, none has to wait for the last.
+    """
+    single, square = rows.float(), torch.linalg.vector_norm(rows, dim=1).square()[:, None] / rows.shape[1]
+    none = torch.zeros_like(rows[:, None, 0, :-1] * prior)
+    w, inverse = torch.cat([none, prior], -1), torch.ones_like(prior) / c
+    state = State(
+        w, torch.zeros_like(w), torch.zeros_like(w), torch.ones_like(prior), torch.full_like(prior, torch.inf)
+    )
+    found, reached, place = w, ~going, torch.arange(w.shape[1], device=w.device)[:, None].expand_as(prior)
+    for _ in range(ROUNDS):
+        most = int(going.sum(1).max())
+        if not most:
             break
-        direction = torch.addcmul(scaled, size / before.clamp(min=1e-300), direction)
-    return change
+        chosen = going.sort(dim=1, descending=True, stable=True).indices[:, :most]
+        state = State(*(_rows_of(part, chosen) for part in state))
+        sign, inverse, place, going = (_rows_of(part, chosen) for part in (sign, inverse, place, going))
+        state, going = _round(rows, single, square, sign, inverse, state, going)
+        found = found.scatter(1, place.expand_as(state.w), state.w)
+        reached = reached.scatter(1, place, ~going)
+    return found, reached
 
 
-def _length(way: Way) -> Tensor:
-    """How far to go: at least not uphill. Where rows are well separated, a step of 1 falls short by up to ten times."""
-    length = torch.ones_like(way.ridge[0])
-    for _ in range(2):
-        length = way.step(length).clamp(0.1, 10).nan_to_num(1.0)  # 0 / 0: there is nothing left to gain
-    start = way.loss(torch.zeros_like(length))
-    for _ in range(30):
-        uphill = way.loss(length) > start + 1e-12 * (1 + start.abs())
-        if not bool(uphill.any()):
+def _round(
+    rows: Tensor, single: Tensor, square: Tensor, sign: Tensor, inverse: Tensor, state: State, going: Tensor
+) -> tuple[State, Tensor]:
+    """Conjugate gradients after Polak and Ribiere. Who is done stands still: no labelling knows of the others.
+
+    What changes in a step is calculated in single precision, from a slope in double precision. The round ends
+    before the error can be seen beside the slope that is left.
+    """
+    w, before, direction, size, first = state
+    ridge = inverse * (torch.arange(w.shape[2], device=w.device) < w.shape[2] - 1)
+    away = (w @ rows.mT).mul_(sign).neg_()
+    wrong = away.sigmoid()
+    pull = sign * wrong
+    slope = (ridge * w).sub_(pull @ rows)
+    large, many = size, 0
+    for turn in range(STEPS):
+        weight = _weight(wrong).sum(-1, keepdim=True)
+        scaled = slope / torch.addcmul(ridge, weight, square)
+        now = _dot(slope, scaled)
+        first = now.where(first.isinf(), first)
+        going = going & (now > torch.maximum(ACCURACY**2 * torch.minimum(first, weight), FLOOR**2 * weight))
+        count = int(going.sum())
+        large, many = (large, many) if turn else (now, count)
+        if count <= MANY * many or bool((going & (now < RENEWED**2 * large)).any()):
             break
-        length = length.where(~uphill, length / 2)
-    return length
+        kept = ((now - _dot(before, scaled)) / size).clamp_(min=0)
+        before, size, direction = slope, now, (kept * direction).sub_(scaled)
+        direction = direction.where(_dot(direction, slope) < 0, -scaled)
+        free, lift = ridge * direction, (direction.float() @ single.mT).double().mul_(sign).neg_()
+        way = Way(away, lift, _dot(free, w), _dot(free, direction))
+        length, wrong = _length(way, wrong, going)
+        w, away = torch.addcmul(w, length, direction), torch.addcmul(away, length, lift)
+        pull, last = sign * wrong, pull
+        slope = torch.addcmul(slope, length, free).sub_((pull - last).float() @ single)
+    return State(w, before, direction, size, first), going
 
 
-def _pull(f: Tensor, strength: Tensor, sign: Tensor) -> Tensor:
-    return strength * sign * torch.sigmoid(-sign * f)
+def _length(way: Way, wrong: Tensor, going: Tensor) -> tuple[Tensor, Tensor]:
+    """How far to go, to where it is at most half as steep as here, and what is answered there; 0 for who is done."""
+    low = torch.zeros_like(way.linear)
+    high, here = torch.full_like(low, torch.inf), way.slope(low, wrong)
+    length = (-here / way.curve(wrong)).where(going, 0)
+    for _ in range(LENGTHS):
+        wrong = way.wrong(length)
+        slope = way.slope(length, wrong)
+        steep = going & (slope.abs() > -here / 2)
+        if not bool(steep.any()):
+            return length, wrong
+        low, high = length.where(slope < 0, low), length.where(slope > 0, high)
+        step = length - slope / way.curve(wrong)
+        middle = torch.where(high.isinf(), 2 * length, (low + high) / 2)
+        length = torch.where((step > low) & (step < high), step, middle).where(steep, length)
+    return length, way.wrong(length)
 
 
-def _weight(f: Tensor, strength: Tensor) -> Tensor:
-    return strength * torch.sigmoid(f) * torch.sigmoid(-f)
+def _weight(wrong: Tensor) -> Tensor:
+    return torch.addcmul(wrong, wrong, wrong, value=-1)
+
+
+def _rows_of(part: Shaped[Tensor, "splits labellings r"], chosen: Int[Tensor, "splits some 1"]) -> Tensor:
+    return part.gather(1, chosen.expand(-1, -1, part.shape[2]))
 
 
 def _dot(one: Tensor, two: Tensor) -> Tensor:

@@ -1,11 +1,10 @@
 """Whether two models' maps of the same images can be told apart, on images that nobody learnt from."""
 
-import functools
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Literal, NamedTuple
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from msgspec import Meta
@@ -15,15 +14,15 @@ from torch.nn.utils.rnn import pad_sequence
 
 from consilience.component import measure
 from consilience.errors import SpecError
-from consilience.measures.logistic import Problem, margins, problem_of, standardised
+from consilience.measures.logistic import Problem, margins, problem_of
+from consilience.measures.splits import INNER_FOLDS, Plan, plan_of, suffices
 from consilience.pairs import Pairs, over_pairs
-from consilience.rng import Rng, generator
+from consilience.rng import Rng
 from consilience.tensors import slices
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
-INNER_FOLDS = 3
-SIDE_BY_SIDE, SIDE_BY_SIDE_BYTES = 20_000, 48 * 2**20  # margins, and bytes of rows, of the pairs fitted at once
-FEW_ROWS = 2000  # up to here, all splits of a class are fitted side by side
+SIDE_BY_SIDE, FEWEST = 20_000, 50  # margins of the pairs fitted at once; labellings, however many rows
+FIT_BYTES = 24 * 2**20  # of all that is fitted at once: pairs, splits and labellings are taken in such portions
 HELD_BYTES = 32 * 2**20  # of all twins' maps together; classes are taken in blocks of this size
 
 Strength = Annotated[float, Meta(gt=0)] | Literal["cross_validated"]
@@ -85,17 +84,16 @@ def separability(
     """
     if not pairs:
         return
-    first = family[pairs[0][0]]
-    _check(first, label, groups)
+    kind = _kind(family[pairs[0][0]], label, groups)
     images = (
-        [(label == kind).nonzero()[:, 0] for kind in sorted(set(label.tolist()))]
+        [(label == name).nonzero()[:, 0] for name in sorted(set(label.tolist()))]
         if by == "class"
         else [torch.arange(len(label))]
     )
-    plans = [_plan(image.cpu(), groups.cpu(), rng, folds, repeats, permutations, count) for image in images]
-    value, null = torch.full((2, len(pairs), len(label)), torch.nan, dtype=torch.float64, device=first.device)
+    plans = [plan_of(image.cpu(), groups.cpu(), rng, folds, repeats, permutations, count) for image in images]
+    value, null = torch.full((2, len(pairs), len(label)), torch.nan, dtype=torch.float64, device=kind.device)
     scores: list[list[Tensor]] = [[] for _ in pairs]
-    for numbers, plan, maps in _by_class(family, pairs, plans, first):
+    for numbers, plan, maps in _by_class(family, pairs, plans, kind):
         for pair, judged in zip(numbers, _judged(maps, plan, c), strict=True):
             if judged is None:
                 continue
@@ -103,23 +101,7 @@ def separability(
             null[pair, judged.image] = judged.right[1:].mean(0)
             scores[pair].append(torch.stack([judged.right.mean(1), judged.likely.mean(1)]))
     for pair in range(len(pairs)):
-        yield Separability(value[pair], null[pair], _p(scores[pair]).to(first.device))
-
-
-class Plan(NamedTuple):
-    """Who is learnt from and who is asked in one class, and which groups' maps are exchanged."""
-
-    image: Int[Tensor, " m"]
-    group: Int[Tensor, " m"]
-    fold: Int[Tensor, "repeats m"]
-    inner: Int[Tensor, "repeats m"]
-    """The fold within a training part, by which the strength is chosen."""
-    exchanged: Bool[Tensor, "labellings m"]
-    """First nobody's: the maps as they are."""
-
-    def only(self, kept: Bool[Tensor, " m"]) -> "Plan":
-        """The same without some images; the others stay where they were."""
-        return Plan(*(part[..., kept] for part in self))
+        yield Separability(value[pair], null[pair], _p(scores[pair]).to(kind.device))
 
 
 class Judged(NamedTuple):
@@ -131,32 +113,20 @@ class Judged(NamedTuple):
     """Mean log-likelihood of the right answers."""
 
 
-def _plan(
-    image: Tensor, groups: Tensor, rng: Rng, folds: int, repeats: int, permutations: int, count: int | None
-) -> Plan:
-    """Draws keyed by the group: whatever the order of the examples, the pair and the other groups' number."""
-    names, position = np.unique(groups[image].numpy(), return_inverse=True)
+class Kind(NamedTuple):
+    """What all twins' maps have in common; the maps themselves are not held for it."""
 
-    def draw(what: str, times: int) -> np.ndarray:
-        streams = (generator(rng.seed, *rng.node, what, int(name)).bit_generator for name in names)
-        return np.array([stream.random_raw(times) for stream in streams], dtype=np.uint64).reshape(len(names), times)
-
-    placed = draw("fold", 1 + repeats)
-    chosen = np.argsort(np.argsort(placed[:, 0])) < (len(names) if count is None else count)
-    names, placed = names[chosen], placed[chosen, 1:]
-    rank = np.argsort(np.argsort(placed, axis=0), axis=0).T
-    kept = chosen[position]
-    position = (np.cumsum(chosen) - 1)[position[kept]]
-    exchanged = np.vstack([np.zeros(len(names), dtype=bool), draw("exchange", permutations).T >> np.uint64(63) > 0])
-    parts = (rank % folds, rank // folds % INNER_FOLDS, exchanged)
-    return Plan(image[kept], torch.as_tensor(position), *(torch.as_tensor(part[:, position]) for part in parts))
+    shape: torch.Size
+    bytes: int
+    """Of one map."""
+    device: torch.device
 
 
 def _by_class(
-    family: Sequence[Tensor], pairs: Pairs, plans: Sequence[Plan], first: Tensor
+    family: Sequence[Tensor], pairs: Pairs, plans: Sequence[Plan], kind: Kind
 ) -> Iterator[tuple[Sequence[int], Plan, Tensor]]:
     """Maps of each class, some pairs abreast: a twin is read once for as many classes as can be held of all twins."""
-    most = HELD_BYTES // max(1, first[:1].nbytes * len(set(itertools.chain(*pairs))))
+    most = HELD_BYTES // max(1, kind.bytes * len(set(itertools.chain(*pairs))))
     blocks: list[list[Plan]] = []
     for plan in plans:
         if blocks and sum(len(other.image) for other in (*blocks[-1], plan)) <= most:
@@ -164,21 +134,46 @@ def _by_class(
         else:
             blocks.append([plan])
     for block in blocks:
-        images = [plan.image for plan in block]
+        images, kept = [plan.image for plan in block], dict[int, list[Tensor]]()
         held = len(torch.cat(images)) <= most
-        fetch = functools.lru_cache(maxsize=None if held else 2)(functools.partial(_read, family, first.shape, images))
         for position, plan in enumerate(block):
-            abreast = _abreast(plan, first[:1].numel()) if held else 1
+            abreast = _portion(plan, math.prod(kind.shape[1:])).pairs if held else 1
             for some in slices(len(pairs), abreast):
                 numbers = range(len(pairs))[some]
-                two = [torch.stack([fetch(member)[position] for member in pairs[number]]) for number in numbers]
-                yield numbers, plan, torch.stack(two)
+                members = [member for number in numbers for member in pairs[number]]
+                for member in members:
+                    if member not in kept:
+                        kept[member] = _read(family, kind.shape, images, member)
+                maps = torch.stack([kept[member][position] for member in members])
+                if not held:  # of the one class of this block, the two that are looked at, not twice
+                    kept = {member: [own] for member, own in zip(members, maps, strict=True)}
+                yield numbers, plan, maps.view(len(numbers), 2, *maps.shape[1:])
 
 
-def _abreast(plan: Plan, pixels: int) -> int:
-    """How many pairs are fitted side by side: enough that torch's cost of a call is shared, within a cache's reach."""
-    rows = 2 * max(1, len(plan.image)) * (int(plan.fold.max()) + 1 if plan.fold.numel() else 1)
-    return max(1, min(SIDE_BY_SIDE // (rows * len(plan.exchanged)), SIDE_BY_SIDE_BYTES // (8 * rows * max(1, pixels))))
+class Portion(NamedTuple):
+    """How many are fitted side by side."""
+
+    pairs: int
+    splits: int
+    labellings: int
+
+
+def _portion(plan: Plan, pixels: int) -> Portion:
+    """As many that torch's cost of a call is shared, within a cache's reach and ``FIT_BYTES``.
+
+    Of a class with many rows, it is one split, and as many labellings as there is room for, but no few.
+    """
+    rows, labellings = 2 * len(plan.image), len(plan.exchanged)
+    splits = 1 + int(plan.fold.max()) if rows else 1
+    learnt = rows - rows // splits
+    axes = min(pixels, learnt) + 1
+    maps, turned, single, eigh = 4 * rows * pixels, 8 * rows * axes, 4 * learnt * axes, 32 * axes**2
+    labelling = 8 * (12 * learnt + 10 * axes)  # as many vectors as ``logistic`` holds at its highest
+    pair = maps + splits * (turned + max(eigh, single + labellings * labelling))
+    if pair <= FIT_BYTES:
+        return Portion(max(1, min(FIT_BYTES // pair, SIDE_BY_SIDE // (rows * splits * labellings))), splits, labellings)
+    times = math.ceil(labellings / max(FEWEST, (FIT_BYTES - maps - turned - single) // labelling))
+    return Portion(1, 1, math.ceil(labellings / times))
 
 
 def _read(family: Sequence[Tensor], shape: torch.Size, images: Sequence[Tensor], member: int) -> list[Tensor]:
@@ -199,66 +194,60 @@ def _judged(maps: Float[Tensor, "pairs 2 m d"], plan: Plan, c: Strength) -> Iter
         return
     if not bool(finite.all()):
         maps, plan = maps[:, :, finite[0]], plan.only(finite[0])
-    if not all(_suffices(plan, turn, c) for turn in range(len(plan.fold))):
+    if not all(suffices(plan, turn, c == "cross_validated") for turn in range(len(plan.fold))):
         yield from [None] * len(maps)
         return
-    rows = maps.flatten(1, 2).double()
-    answer = torch.cat([plan.exchanged, ~plan.exchanged], 1).double().to(rows.device)
-    right, likely = torch.zeros(2, len(maps), *answer.shape, dtype=rows.dtype, device=rows.device)
+    portion = _portion(plan, maps.shape[3])
+    answer = torch.cat([plan.exchanged, ~plan.exchanged], 1).to(maps.device)
+    right, likely = torch.zeros(2, len(maps), *plan.exchanged.shape, dtype=torch.float64, device=maps.device)
     for fold, inner in zip(plan.fold, plan.inner, strict=True):
-        towards = (2 * answer - 1) * _held_out(rows, fold.repeat(2), inner.repeat(2), answer, c)
-        right += towards.sign()  # 1, -1, and 0 for a margin of exactly 0; NaN stays
-        likely += logsigmoid(towards)
-    shape = (len(maps), len(answer), 2, len(plan.image))
-    right, likely = ((part / len(plan.fold)).view(shape).mean(2) for part in (right, likely))
-    for one, other in zip(right, likely, strict=True):
+        found = _held_out(maps.flatten(1, 2), fold.repeat(2), inner.repeat(2), answer, c, portion)
+        for some in slices(len(answer), portion.labellings):
+            towards = torch.where(answer[some], found[:, some], -found[:, some]).view(len(maps), -1, 2, len(plan.image))
+            right[:, some] += towards.sign().mean(2)  # 1, -1, and 0 for a margin of exactly 0; NaN stays
+            likely[:, some] += logsigmoid(towards).mean(2)
+    for one, other in zip(right / len(plan.fold), likely / len(plan.fold), strict=True):
         yield Judged(plan.image, one, other)
 
 
-def _suffices(plan: Plan, turn: int, c: Strength) -> bool:
-    """Whether every split leaves two groups to learn from, and within the training part something to choose by."""
-    fold, inner, group = (part.numpy() for part in (plan.fold[turn], plan.inner[turn], plan.group))
-    first = np.unique(group, return_index=True)[1]
-    held = np.zeros((int(fold.max(initial=0)) + 1, INNER_FOLDS), dtype=int)
-    np.add.at(held, (fold[first], inner[first]), 1)
-    learnt = held.sum(0) - held[held.sum(1) > 0]  # groups outside each fold, by inner fold
-    if c != "cross_validated":
-        return len(learnt) > 0 and bool((learnt.sum(1) >= 2).all())
-    return len(learnt) > 0 and bool((learnt >= 1).all() and (learnt.sum(1, keepdims=True) - learnt >= 2).all())
-
-
 def _held_out(
-    rows: Float[Tensor, "pairs n d"], fold: Tensor, inner: Tensor, answer: Tensor, c: Strength
+    rows: Float[Tensor, "pairs n d"],
+    fold: Int[Tensor, " n"],
+    inner: Int[Tensor, " n"],
+    answer: Bool[Tensor, "labellings n"],
+    c: Strength,
+    portion: Portion,
 ) -> Float[Tensor, "pairs labellings n"]:
     """The margin of each row by the split that holds it out."""
     kinds = sorted(set(fold.tolist()))
     learn = [(fold != kind).nonzero()[:, 0].to(rows.device) for kind in kinds]
     fold, inner = fold.to(rows.device), inner.to(rows.device)
-    found = rows.new_empty(len(rows), *answer.shape)
-    for some in slices(len(kinds), len(kinds) if rows.shape[1] <= FEW_ROWS else 1):
+    found = torch.empty(len(rows), *answer.shape, dtype=torch.float64, device=rows.device)
+    for some in slices(len(kinds), portion.splits):
         index = pad_sequence(learn[some], batch_first=True)
         lengths = torch.tensor([[len(one)] for one in learn[some]], device=rows.device)
         used = torch.arange(index.shape[1], device=rows.device) < lengths
-        asked = answer[:, index].transpose(0, 1).repeat(len(rows), 1, 1)
-        scaled = [standardised(pair, pair[one]) for pair in rows for one in learn[some]]
         index, used = index.repeat(len(rows), 1), used.repeat(len(rows), 1)
-        problem = problem_of(scaled, index, used)
-        f = margins(problem, asked, used, _chosen(problem, asked, used, inner) if c == "cross_validated" else c)
-        f = f.view(len(rows), -1, *f.shape[1:])
-        for position, kind in enumerate(kinds[some]):
-            found[..., fold == kind] = f[:, position][..., fold == kind]
+        problem = problem_of([pair for pair in rows for _ in learn[some]], index, used)
+        for part in slices(len(answer), portion.labellings):
+            asked = answer[part][:, index].transpose(0, 1).double()
+            strength = _chosen(problem, asked, index, used, inner) if c == "cross_validated" else c
+            f = margins(problem, asked, used, strength)
+            f = f.view(len(rows), -1, *f.shape[1:])
+            for position, kind in enumerate(kinds[some]):
+                found[:, part, fold == kind] = f[:, position][..., fold == kind]
     return found
 
 
-def _chosen(problem: Problem, answer: Tensor, used: Tensor, inner: Tensor) -> Tensor:
+def _chosen(problem: Problem, answer: Tensor, index: Tensor, used: Tensor, inner: Tensor) -> Tensor:
     """For each split and labelling, the strength under which rows of the training part foretell the others best."""
-    likely, part = [], inner[problem.learnt]
+    likely, part = [], inner[index]
     for strength in STRENGTHS:
         total = torch.zeros_like(answer[..., :1])
         for kind in range(INNER_FOLDS):
             left = used & (part == kind)
             f = margins(problem, answer, used & ~left, strength)
-            f = f.gather(2, problem.learnt[:, None].expand_as(answer))
+            f = f.gather(2, index[:, None].expand_as(answer))
             total += (logsigmoid((2 * answer - 1) * f) * left[:, None]).sum(-1, keepdim=True)
         likely.append(total.nan_to_num(-torch.inf))
     return torch.tensor(STRENGTHS, dtype=answer.dtype, device=answer.device)[torch.stack(likely).argmax(0)]
@@ -280,9 +269,10 @@ def _p(scores: Sequence[Float[Tensor, "2 labellings"]]) -> Float[Tensor, ""]:
     return p if bool(right.isfinite().all()) else torch.full_like(p, torch.nan)
 
 
-def _check(maps: Tensor, label: Tensor, groups: Tensor) -> None:
+def _kind(maps: Tensor, label: Tensor, groups: Tensor) -> Kind:
     if maps.ndim < 2 or not len(maps) == len(label) == len(groups):
         raise SpecError(
             f"separability: expected a map, a label and a group for each example, found maps {list(maps.shape)}, "
             f"{len(label)} labels and {len(groups)} groups; give one of each an example"
         )
+    return Kind(maps.shape, maps[:1].nbytes, maps.device)

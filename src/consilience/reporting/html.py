@@ -18,6 +18,7 @@ from consilience.reporting.charts import cascade_charts, shade
 from consilience.reporting.figures import Gallery, galleries, scale
 from consilience.reporting.grades import number
 from consilience.reporting.layout import blocks, classified, matrices, pivots
+from consilience.reporting.learning import learning_charts
 from consilience.reporting.page import Page, page_of
 
 
@@ -34,7 +35,7 @@ def report(
         experiment: As loaded from its file.
         store: Where the artifacts are.
         out: The page's file.
-        data: The folder of the data sets, for the pictures, or a ``Place`` that holds them in memory.
+        data: The folder of the data sets, for pictures and classes, or a ``Place`` that holds them in memory.
 
     Raises:
         ArtifactError: The store is none, or an artifact is damaged.
@@ -42,8 +43,8 @@ def report(
     """
     store = store if isinstance(store, Store) else Store(store)
     out = Path(out)
-    page = page_of(experiment, store)
     desk = Desk(store, data if isinstance(data, Place) else Place(data))
+    page = page_of(experiment, desk)
     text = rendered(page, galleries(experiment, desk))
     with writing(out.parent):
         try:
@@ -64,6 +65,7 @@ def rendered(page: Page, pictures: Sequence[Gallery]) -> str:
         classified=classified(page.told, page.performances),
         pairs=matrices(page.matrices, page.told),
         pivots=pivots(page.judged),
+        learning=learning_charts(page.told),
         charts=cascade_charts(page.lines),
         galleries=pictures,
         scale=scale(),

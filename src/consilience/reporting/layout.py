@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from consilience.reporting.grades import columns
+from consilience.reporting.learning import of_most_images
 from consilience.reporting.tables import FamilyKind, Judged, Line, Matrix, Performance, Told
 
 
@@ -36,6 +37,8 @@ class Classified(NamedTuple):
     factors: list[str]
     rows: list[Row]
     performances: list[Performance]
+    folded: bool
+    """Whether another table has the same measure of more images."""
 
 
 class PivotRow(NamedTuple):
@@ -97,6 +100,7 @@ def classified(told: Sequence[Told], performances: Sequence[Performance]) -> lis
     """The tables of consistency, one row a method."""
     found = []
     compared = [row for row in told if row.kind in ("twins", "models")]
+    largest = {(row.family, row.measure) for row in of_most_images(compared)}
     for family, measure in dict.fromkeys((row.family, row.measure) for row in compared):
         mine = [row for row in compared if (row.family, row.measure) == (family, measure)]
         names = [name for name in dict.fromkeys(row.column for row in mine) if name not in ("overall", "several")]
@@ -111,7 +115,7 @@ def classified(told: Sequence[Told], performances: Sequence[Performance]) -> lis
                 own = [by.get(name) for name in factors]
                 rows.append(Row(by["overall"], own, by.get("several"), floors.get(method)))
         worth = [one for one in performances if one.family == family]
-        found.append(Classified(family, measure, factors, rows, worth))
+        found.append(Classified(family, measure, factors, rows, worth, (family, measure) not in largest))
     return found
 
 

@@ -5,10 +5,12 @@ from typing import Any
 import msgspec
 
 from consilience.component import Choice
+from consilience.experiment.desk import Desk
 from consilience.experiment.experiment import Experiment
 from consilience.experiment.families import Randomised, Retrain, SideBySide
 from consilience.experiment.specs import Train, plan
 from consilience.experiment.store import Store
+from consilience.reporting.learning import sizes
 from consilience.reporting.tables import (
     Judged,
     Line,
@@ -46,10 +48,11 @@ class Page(msgspec.Struct):
     """Numbers that were not made, since a job failed or did not run."""
 
 
-def page_of(experiment: Experiment, store: Store) -> Page:
+def page_of(experiment: Experiment, desk: Desk) -> Page:
     """What the store holds of an experiment."""
-    goals = experiment.goals()
-    rows, classified, alone = lines(experiment, store), told(experiment, store), judged(experiment, store)
+    goals, store = experiment.goals(), desk.store
+    rows, alone = lines(experiment, store), judged(experiment, store)
+    classified = told(experiment, store, sizes(experiment, desk))
     drawn = coverage(experiment, store)
     partial = {stage.partition(", draw ")[0] for stage, done in drawn.items() if done["kept"]}
     return Page(

@@ -1,7 +1,7 @@
 """From goals and artifacts to the tables of a page: plain values, the same for the page and its JSON twin."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -39,6 +39,19 @@ class Line(msgspec.Struct):
     """Of the interval."""
 
 
+class Size(msgspec.Struct):
+    """How many images a measure was given, where another stands beside it that differs in ``count`` only."""
+
+    measure: str
+    """But for its ``count``: rows that have this in common are one curve."""
+    count: int | None
+    """As it was chosen; None where all are used."""
+    used: float
+    """A mean over classes, of which one may have fewer than were chosen."""
+    unit: str
+    """What was counted: images, or groups of images that are held out together; of each class, or in all."""
+
+
 class Told(msgspec.Struct):
     """One column of one family: whether a classifier tells apart which model made a map."""
 
@@ -59,6 +72,7 @@ class Told(msgspec.Struct):
     null: float | None
     """C of the same maps with the models exchanged at random."""
     p: float | None
+    size: Size | None = None
 
 
 class Matrix(msgspec.Struct):
@@ -133,8 +147,8 @@ def lines(experiment: Experiment, store: Store) -> list[Line]:
     return found
 
 
-def told(experiment: Experiment, store: Store) -> list[Told]:
-    """The rows of consistency, of twins, models and the floor."""
+def told(experiment: Experiment, store: Store, sizes: Mapping[str, Size]) -> list[Told]:
+    """The rows of consistency, of twins, models and the floor; ``sizes`` by the measures' labels."""
     return [
         Told(
             **_place(experiment, goal, row),
@@ -144,6 +158,7 @@ def told(experiment: Experiment, store: Store) -> list[Told]:
             level=spec.summary.option("level"),
             null=_finite(row["null"]),
             p=_finite(row["p"]),
+            size=sizes.get(goal.measure.label),
         )
         for goal, spec, row in _rows(experiment, store, "consistency")
         if not (kind_of(experiment, goal.family) == "floor" and row["name"] != "overall")

@@ -20,6 +20,7 @@ from consilience.reporting.grades import (
     number,
     worst,
 )
+from consilience.reporting.learning import of_most_images
 from consilience.reporting.tables import Line, Told
 
 MANY = 3  # methods; of more, a sentence names the two ends
@@ -260,7 +261,8 @@ def _worst(judged: Sequence[Line], lines: Sequence[Line]) -> str:
 
 
 def _classifier(told: Sequence[Told]) -> str:
-    """What a classifier makes of the maps, in one sentence."""
+    """What a classifier makes of the maps, in one sentence; of several numbers of images, of the largest."""
+    told = of_most_images(told)
     rows = [row for row in told if row.column == "overall" and row.kind in ("twins", "models") and not row.control]
     values = [row.consistency for row in rows if row.consistency is not None]
     nulls = [row.null for row in rows if row.null is not None]
@@ -269,11 +271,12 @@ def _classifier(told: Sequence[Told]) -> str:
     ]
     if not values or not nulls:
         return ""
+    most = ", given the most images" if any(row.size for row in rows) else ""
     twice = f", {_range(floors)} of one model explained twice" if floors else ""
     return (
-        f"Consistency C, by a classifier that has to tell which model made a map: {_range(values)}; {_range(nulls)} "
-        f"with the models exchanged at random{twice}. It falls as images are added and does not say how much maps "
-        "differ, so the verdict does not rest on it."
+        f"Consistency C, by a classifier that has to tell which model made a map{most}: {_range(values)}; "
+        f"{_range(nulls)} with the models exchanged at random{twice}. It falls as images are added and does not say "
+        "how much maps differ, so the verdict does not rest on it."
     )
 
 
