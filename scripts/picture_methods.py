@@ -30,6 +30,7 @@ from consilience.models.squeezenet import squeezenet1_1
 from consilience.rng import Rng
 
 PHOTOS, SIDE = (1, 4, 7, 10, 16), 227
+SQUARE, NAMES = 1.28, 1.75  # inches: of a map, and of the names beside them
 MEAN, SD = [part / 255 for part in (123.68, 116.779, 103.939)], [1 / 255] * 3
 GROUPS = {
     "slopes": ["gradient", "gradient_x_input", "smooth_grad", "square_grad", "var_grad"],
@@ -47,6 +48,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "kernel_shap": {"region": 16, "samples": 2000}, "occlusion": {"window": 32, "stride": 8},
     "rise": {"masks": 1500}, "extremal_perturbation": {"areas": (0.1,), "iterations": 250},
 }  # fmt: skip
+FROM_LEAST = ("rise",)
 LEFT_OUT = {"mean_over_models", "pattern_net", "pattern_attribution", "pattern_guided_integrated_gradients"}
 
 
@@ -80,16 +82,16 @@ def maps_of(name: str, model: nn.Module, x: Tensor, target: Tensor, background: 
 def draw(x: Tensor, rows: dict[str, Tensor], out: Path) -> None:
     """A column a photo, a row a method; each map on its own scale, zero white."""
     names = [name for group in GROUPS.values() for name in group]
-    heights = [1.0] * (len(names) + 1)
     figure, axes = plt.subplots(
-        len(names) + 1, len(x), figsize=(1.28 * len(x) + 2.3, 1.28 * len(heights)), squeeze=False,
-        gridspec_kw={"wspace": 0.03, "hspace": 0.03, "left": 2.3 / (1.28 * len(x) + 2.3), "right": 0.995,
+        len(names) + 1, len(x), figsize=(SQUARE * len(x) + NAMES, SQUARE * (len(names) + 1)), squeeze=False,
+        gridspec_kw={"wspace": 0.03, "hspace": 0.03, "left": NAMES / (SQUARE * len(x) + NAMES), "right": 0.995,
                      "top": 0.998, "bottom": 0.012},
     )  # fmt: skip
     for column, image in enumerate(x):
         axes[0, column].imshow(image.permute(1, 2, 0).numpy())
     for row, name in enumerate(names, start=1):
         for column, one in enumerate(rows[name]):
+            one = one - one.min() if name in FROM_LEAST else one  # scores of seen pixels, all of them high
             span = float(torch.quantile(one.abs().flatten(), 0.995)) or float(one.abs().max()) or 1.0
             axes[row, column].imshow(one.numpy(), cmap="RdBu_r", vmin=-span, vmax=span, interpolation="nearest")
     for axis in axes.flat:
@@ -97,11 +99,12 @@ def draw(x: Tensor, rows: dict[str, Tensor], out: Path) -> None:
         axis.spines[:].set(linewidth=0.4, color="#999")
     for row, name in enumerate(["photo", *names]):
         options = ", ".join(f"{key}={value}" for key, value in OPTIONS.get(name, {}).items())
-        label = name.replace("_", " ") + (f"\n{options}" if options else "")
+        options += ", from its smallest value" if name in FROM_LEAST else ""
+        label = name.replace("_", " ").replace(" over", "\nover") + (f"\n{options}" if options else "")
         axes[row, 0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=7, labelpad=6)
     legend = "red speaks for the class that the network answers, blue against it; each map on its own scale"
     figure.text(0.5, 0.003, legend, ha="center", fontsize=7)
-    figure.savefig(out, dpi=110, pil_kwargs={"quality": 82, "optimize": True})
+    figure.savefig(out, dpi=100, pil_kwargs={"quality": 78, "optimize": True})
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -19,7 +19,7 @@ def test_roles_stand_before_the_star_and_options_after_it():
     found = attribution.get("integrated_gradients")
     assert dict(found.roles) == {"model": True, "x": True, "target": True, "rng": False}
     assert list(found.nested) == ["of"]
-    assert set(found.schema.__struct_fields__) == {"baseline", "rule", "steps", "multiply"}
+    assert set(found.schema.__struct_fields__) == {"baseline", "nodes", "steps", "multiply"}
 
 
 def test_a_method_draws_only_where_it_cannot_do_without():

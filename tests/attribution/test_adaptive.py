@@ -18,8 +18,14 @@ X = torch.rand(N, 1, 8, 8, generator=torch.Generator().manual_seed(0), dtype=tor
 T = torch.arange(N) % 4
 
 
+@pytest.fixture(autouse=True)
+def seeded():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
+
+
 def chain(*layers):
-    torch.manual_seed(0)
     made = [layer() if isinstance(layer, type) else layer for layer in layers]
     return nn.Sequential(*made).double().eval().requires_grad_(False)
 
@@ -85,7 +91,7 @@ def test_the_stated_error_holds(model, tolerance, options):
 def test_where_slopes_are_smooth_the_estimate_is_too_large():
     smooth = chain(nn.Flatten(), nn.Linear(64, 32), nn.Tanh(), nn.Linear(32, 4))
     maps, error, _ = integrated_gradients_with_error(smooth, X, T, tolerance=1e-3)
-    truth = integrated_gradients(smooth, X, T, rule="gauss_legendre", steps=40)
+    truth = integrated_gradients(smooth, X, T, nodes="gauss_legendre", steps=40)
     assert (share(maps, truth) < 0.5 * error).all()
 
 

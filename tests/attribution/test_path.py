@@ -76,7 +76,7 @@ def captum_ig():
 def test_maps_are_captums(captum_ig, of, steps, rule):
     model, x, target = deep_net(), images(8), classes(8)
     theirs = captum_ig(model).attribute(x, torch.full_like(x, 0.2), target=target, n_steps=steps, method=RULES[rule])
-    ours = integrated_gradients(model, x, target, of=of, baseline=0.2, rule=rule, steps=steps)
+    ours = integrated_gradients(model, x, target, of=of, baseline=0.2, nodes=rule, steps=steps)
     torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)
 
 
@@ -91,7 +91,7 @@ def test_maps_of_a_linear_model_are_weights_times_way(of, rule, baseline):
     start = (
         torch.as_tensor(blurred_by_scipy(x, 1.5)) if baseline == "blurred" else start if baseline == "value" else mean
     )
-    options = {"of": of, "rule": rule, "baseline": BASELINES[baseline]}
+    options = {"of": of, "nodes": rule, "baseline": BASELINES[baseline]}
     maps = integrated_gradients(model, x, target, **options)
     weights = model[1].weight[target].view_as(x).detach()
     torch.testing.assert_close(maps, weights * (x - start), atol=1e-14, rtol=1e-10)
@@ -127,7 +127,7 @@ def test_nodes_integrate_what_their_rule_integrates(steps):
 @pytest.mark.parametrize("rule", RULES)
 def test_maps_are_complete(rule):
     model, x, target = deep_net(), images(6), classes(6)
-    maps = integrated_gradients(model, x, target, baseline=0.5, rule=rule, steps=1000)
+    maps = integrated_gradients(model, x, target, baseline=0.5, nodes=rule, steps=1000)
     with torch.no_grad():
         gain = logit(model(x), target) - logit(model(torch.full_like(x, 0.5)), target)
     error = 5e-3 if rule == "right" else 1e-3
@@ -154,7 +154,7 @@ def test_an_example_is_explained_alike_in_any_batch(of):
 @pytest.mark.parametrize("of", [gradient, streamed])
 @pytest.mark.parametrize("budget", [1, 30_000, 400_000])
 @pytest.mark.parametrize(
-    "options", [{}, {"rule": "gauss_legendre", "baseline": Blurred(2.0)}], ids=["default", "other"]
+    "options", [{}, {"nodes": "gauss_legendre", "baseline": Blurred(2.0)}], ids=["default", "other"]
 )
 def test_an_example_is_explained_alike_in_any_chunk(of, budget, options, monkeypatch):
     model, x, target = deep_net(), images(9), classes(9)
@@ -168,7 +168,7 @@ def test_smoothed_gradients_are_integrated_with_the_weights_of_the_rule():
     model, x, target, rng = deep_net(), images(4), classes(4), Rng(5, [4, 8, 1, 0])
     of, (at, weights) = functools.partial(smooth_grad, samples=3), nodes_of("gauss_legendre", 4)
     by_hand = sum(w * x * of(model, x * a, target, rng.at(k)) for k, (a, w) in enumerate(zip(at, weights, strict=True)))
-    maps = integrated_gradients(model, x, target, rng, of=of, rule="gauss_legendre", steps=4)
+    maps = integrated_gradients(model, x, target, rng, of=of, nodes="gauss_legendre", steps=4)
     torch.testing.assert_close(maps, by_hand)
 
 
@@ -302,7 +302,7 @@ def test_what_is_no_choice_is_refused(options, message):
 
 
 def test_unknown_names_are_refused():
-    with pytest.raises(SpecError, match="no rule is named 'gauss_legender'; did you mean 'gauss_legendre'"):
+    with pytest.raises(SpecError, match="no choice of nodes is named 'gauss_legender'; did you mean 'gauss_legendre'"):
         inspect.unwrap(nodes_of)("gauss_legender", 5)  # without the tests' own check of types
     with pytest.raises(SpecError, match="no baseline is named 'black'; there are: mean"):
         inspect.unwrap(tensors.start_of)(images(2), "black", deep_net())

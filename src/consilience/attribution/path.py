@@ -19,7 +19,7 @@ from consilience.errors import SpecError, unknown
 from consilience.rng import Rng, keyed, takes_rng
 from consilience.tensors import CHUNK_ROWS, Attribution, Baseline, Score, check_batch, rows_per_chunk, slices, start_of
 
-Rule = Literal["midpoint", "gauss_legendre", "right"]
+Quadrature = Literal["midpoint", "gauss_legendre", "right"]
 """Where ``of`` is taken on the line, and what each place counts."""
 
 Steps = Annotated[int, Meta(ge=1)]
@@ -41,7 +41,7 @@ def integrated_gradients(
     *,
     of: Attribution = gradient,
     baseline: Baseline = 0.0,
-    rule: Rule = "midpoint",
+    nodes: Quadrature = "midpoint",
     steps: Steps = 50,
     multiply: bool = True,
 ) -> Float[Tensor, "n c h w"]:
@@ -56,14 +56,14 @@ def integrated_gradients(
         of: What is averaged along the line.
         baseline: Where the line starts: a value of every pixel, one of each channel, ``"mean"`` (the mean pixel of
             the data) or ``{blur = 4.0}``, the image itself blurred by a Gaussian of that deviation in pixels.
-        rule: Where ``of`` is taken: in the middle of each of the equal parts (``midpoint``), at their right ends
+        nodes: Where ``of`` is taken: in the middle of each of the equal parts (``midpoint``), at their right ends
             (``right``, the image itself the last), or at the nodes of Gauss and Legendre, with their weights.
         steps: Equal parts of the line, or nodes.
         multiply: Times the difference of ``x`` and the baseline; without it, the maps are the mean slope alone.
     """
     check_batch(model, x, target)
     x = x.detach()
-    return _from(start_of(x, baseline, model), of, model, x, target, nodes_of(rule, steps), rng, multiply)
+    return _from(start_of(x, baseline, model), of, model, x, target, nodes_of(nodes, steps), rng, multiply)
 
 
 @attribution(version=1, paper="erion2021improving")
@@ -75,7 +75,7 @@ def integrated_gradients_over_background(
     rng: Rng | None = None,
     *,
     of: Attribution = gradient,
-    rule: Rule = "midpoint",
+    nodes: Quadrature = "midpoint",
     steps: Steps = 50,
     multiply: bool = True,
 ) -> Float[Tensor, "n c h w"]:
@@ -86,15 +86,15 @@ def integrated_gradients_over_background(
 
     Args:
         of: What is averaged along the lines.
-        rule: Where on each line ``of`` is taken, as in ``integrated_gradients``.
+        nodes: Where on each line ``of`` is taken, as in ``integrated_gradients``.
         steps: Equal parts of each line, or nodes.
         multiply: Times the difference of ``x`` and each image; without it, the maps are the mean slope alone.
     """
-    starts, x, nodes = checked(model, x, target, background), x.detach(), nodes_of(rule, steps)
+    starts, x, points = checked(model, x, target, background), x.detach(), nodes_of(nodes, steps)
     total = torch.zeros_like(x)
     for image, start in enumerate(starts):
         own = None if rng is None else rng.at("image").at(image)
-        total += _from(start.expand_as(x), of, model, x, target, nodes, own, multiply)
+        total += _from(start.expand_as(x), of, model, x, target, points, own, multiply)
     return total.div_(len(starts))
 
 
@@ -172,21 +172,21 @@ def _on_line(of: Attribution, model: nn.Module, x: Tensor, start: Tensor, target
     return maps.reshape(*points.shape[:2], *maps.shape[1:])
 
 
-def nodes_of(rule: Rule, steps: int) -> Nodes:
-    """The nodes of a rule on [0, 1]; their weights sum to one.
+def nodes_of(quadrature: Quadrature, steps: int) -> Nodes:
+    """The nodes of a quadrature on [0, 1]; their weights sum to one.
 
     Raises:
-        SpecError: There is no such rule, or no step.
+        SpecError: There is no such quadrature, or no step.
     """
-    if rule not in get_args(Rule):
-        raise SpecError(unknown("rule", str(rule), get_args(Rule)))
+    if quadrature not in get_args(Quadrature):
+        raise SpecError(unknown("choice of nodes", str(quadrature), get_args(Quadrature)))
     if steps < 1:
         raise SpecError(f"steps: expected at least 1, found {steps}; 50 are usual")
-    if rule == "gauss_legendre":
+    if quadrature == "gauss_legendre":
         at, weights = map(torch.from_numpy, np.polynomial.legendre.leggauss(steps))
         return Nodes((at + 1) / 2, weights / 2)
     middles = midpoints(steps)
-    return Nodes(middles if rule == "midpoint" else middles + 0.5 / steps, alike(middles))
+    return Nodes(middles if quadrature == "midpoint" else middles + 0.5 / steps, alike(middles))
 
 
 def midpoints(steps: int) -> Float[Tensor, " steps"]:

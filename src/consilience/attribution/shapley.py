@@ -59,8 +59,8 @@ def kernel_shap(
         score: What the regions share out.
         link: What is shared out is the score itself, or the log odds of a score that is a probability
             (``"logit"``; NaN where it is none). Probabilities nearer to 0 or 1 than rounding count as at that distance.
-        region: Side of the square regions, in pixels; those at the right and lower border may be smaller. At 1, each
-            pixel is a region.
+        region: Side of the regions, in pixels; where it does not divide the image's side, the regions are a little
+            smaller, and as equal as can be. At 1, each pixel is a region.
         samples: Coalitions asked of each image, at least twice as many as there are regions; by default 2048 more
             than that, as in shap. All coalitions, where they are fewer.
         baseline: What an absent region shows: a value, ``"mean"``, or each image of the background in turn
@@ -100,7 +100,7 @@ def grid(height: int, width: int, region: int) -> Int[Tensor, "h w"]:
             f"region: expected a side of 1 to {max(height, width)} pixels, found {region}; "
             "take regions that are parts of the image"
         )
-    row, column = torch.arange(height) // region, torch.arange(width) // region
+    row, column = (torch.arange(side) * -(-side // region) // side for side in (height, width))
     return row[:, None] * (int(column.max()) + 1) + column
 
 
