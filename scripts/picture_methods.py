@@ -2,7 +2,8 @@
 
 ``python scripts/picture_methods.py --from DIR --out docs/guide/methods.jpg`` reads
 DIR/weights/squeezenet1_1.safetensors and DIR/imagenet20. What repeats itself (masks, iterations, samples) is repeated
-less often than by default; the picture says how often. Methods that need patterns or an ensemble are left out: there are none of this network.
+less often than by default; the picture says how often. Methods that need patterns or an ensemble are left out: there
+are none of this network.
 """
 
 import argparse
@@ -99,7 +100,7 @@ def draw(x: Tensor, rows: dict[str, Tensor], out: Path) -> None:
         axis.spines[:].set(linewidth=0.4, color="#999")
     for row, name in enumerate(["photo", *names]):
         options = ", ".join(f"{key}={value}" for key, value in OPTIONS.get(name, {}).items())
-        options += ", from its smallest value" if name in FROM_LEAST else ""
+        options += ",\nfrom its least value" if name in FROM_LEAST else ""
         label = name.replace("_", " ").replace(" over", "\nover") + (f"\n{options}" if options else "")
         axes[row, 0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=7, labelpad=6)
     legend = "red speaks for the class that the network answers, blue against it; each map on its own scale"

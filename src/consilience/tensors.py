@@ -95,7 +95,7 @@ class Coverage(NamedTuple):
 
 CHUNK_BYTES = 32 * 2**20  # of saved activations; larger chunks leave the processor's cache and page
 CHUNK_ROWS = 1024  # examples; nothing is gained by more, however small the model
-FEW_ROWS, FEW_ROWS_BYTES = 4, 256 * 2**20  # where no example fits a cache, a few at once share what a layer costs
+FEW_ROWS, FEW_ROWS_BYTES = 8, 256 * 2**20  # where no example fits a cache, a few at once share what a layer costs
 GPU_SHARE = 4  # of the free memory of a graphics card, a quarter
 
 

@@ -30,10 +30,6 @@ def unchecked():
     jaxtyping.config.update("jaxtyping_disable", False)
 
 
-def broken(name, reason):
-    return pytest.param(name, marks=pytest.mark.xfail(strict=True, reason=reason))
-
-
 IMAGES, TARGETS = "x: expected float images", "target: expected [0-9]+ class numbers"
 UNSOUND = {
     "images without a batch": (X[0], T, IMAGES),
@@ -44,11 +40,10 @@ UNSOUND = {
     "a target too few": (X, T[:2], TARGETS),
     "targets one by one": (X, T[:, None], TARGETS),
 }
-ALMOST_ALL = [broken("random_map", "random_map checks no batch") if name == "random_map" else name for name in NAMES]
 
 
 @pytest.mark.usefixtures("unchecked")
-@pytest.mark.parametrize("name", ALMOST_ALL)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_batch_that_is_none_is_refused(name):
     model = models.plain().double()
     flows = {"ids": range(3), "others": models.batch(2)[0]}
@@ -127,9 +122,7 @@ def refused(name, build):
 
 @pytest.mark.parametrize("build", [muted, models.constant, models.unconnected])
 @pytest.mark.parametrize("name", [name for name in LOOKING if name not in UNLIKE_ZERO])
-def test_an_answer_that_is_always_the_same_has_a_map_of_zeros_or_none(name, build, request):
-    if name == "gradient_x_input" and build is models.constant:
-        request.applymarker(pytest.mark.xfail(strict=True, raises=RuntimeError, reason="multiplies an expanded slope"))
+def test_an_answer_that_is_always_the_same_has_a_map_of_zeros_or_none(name, build):
     model = build().double()
     if words := refused(name, build):
         with pytest.raises(ModelError, match=words):

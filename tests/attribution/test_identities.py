@@ -246,7 +246,7 @@ def test_every_method_keeps_what_is_known_of_it(name, build):
     check(models.ALL[build](3, 4).double())
 
 
-@pytest.mark.xfail(strict=True, reason="sums and average pools divide in proportion to values of either sign")
 @pytest.mark.parametrize("name", WITH_NEGATIVE_SUMMANDS)
-def test_no_share_in_winning_is_negative(name):
-    one_in_all_less_what_nothing_excites(models.ALL[name](3, 4).double())
+def test_sums_and_average_pools_of_both_signs_make_negative_shares(name):
+    with pytest.raises(AssertionError):  # as the documentation says
+        one_in_all_less_what_nothing_excites(models.ALL[name](3, 4).double())

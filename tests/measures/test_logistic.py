@@ -73,6 +73,16 @@ def test_at_the_optimum_the_loss_is_flat():
     assert wrong.sum().abs() < 1e-6
 
 
+@pytest.mark.parametrize("apart", [1e-2, 1e-5, 1e-7])
+def test_the_loss_is_flat_also_where_the_models_differ_in_the_last_digits(apart):
+    half, answer = rows(30, 20, 0.0)[:30], labellings(30)
+    z = standardised(both := torch.cat([half, half * (1 + apart * rows(30, 20, 0.0, seed=1)[:30].sign())]), both)
+    f = solved(z, answer, list(range(60)))
+    own = (answer - torch.sigmoid(f)) @ z @ z.T
+    assert ((f - own) - (f - own).mean(1, keepdim=True)).abs().max() < 1e-5 * f.abs().max()
+    assert (f != 0).any(1).all()
+
+
 @pytest.mark.parametrize("size", [(20, 300), (400, 30), (60, 60), (300, 700)])
 def test_rows_that_stand_there_twice_under_both_labels_carry_exactly_nothing(size):
     half = rows(*size, 1.0)[: size[0]]

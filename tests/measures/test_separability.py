@@ -93,15 +93,15 @@ def test_held_out_values_are_those_of_scikit_learn_on_the_same_folds(shift, side
 @pytest.mark.parametrize("c", [1.0, "cross_validated"])
 @pytest.mark.parametrize("side", [5, 12], ids=["more rows", "more features"])
 def test_how_much_is_fitted_at_once_changes_nothing(side, c, monkeypatch):
-    a, b = twins(5, 60, side, 0.1)
+    a, b = twins(5, 40, side, 0.1)
     a[:, 0, 0] = b[:, 0, 0] = 0.3
-    label, given = torch.arange(60) % 7 // 4, {"permutations": 9, "c": c, "folds": 4, "repeats": 2}
+    label, given = torch.arange(40) % 7 // 4, {"permutations": 4, "c": c, "folds": 4}
     together = told(a, b, label, **given)
-    monkeypatch.setattr(logistic, "CHUNK_BYTES", 8 * 100)
+    monkeypatch.setattr(logistic, "CHUNK_BYTES", 8 * 300)
     chunked = told(a, b, label, **given)
     for name, most in {"FIT_BYTES": 1, "FEWEST": 3, "HELD_BYTES": 1}.items():
         monkeypatch.setattr(room, name, most)
-    assert _portion(plan_of(torch.arange(60), permutations=9), side**2) == Portion(1, 1, 3)
+    assert _portion(plan_of(torch.arange(40), permutations=4), side**2) == Portion(1, 1, 3)
     for other in (chunked, told(a, b, label, **given)):
         for one, two in zip(together, other, strict=True):
             torch.testing.assert_close(one, two)

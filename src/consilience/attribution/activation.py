@@ -96,6 +96,9 @@ class _Pass(TorchFunctionMode):
         self.leaked = self.learnt = False
         self.calls, self.held = 0, dict[int, int]()
         self.candidates: list[Candidate] = []
+        self.shown: dict[int, Tensor] = {}
+        self.hidden = 0
+        """The last call that was given a plane which no call before it had put out."""
         self.plane: tuple[int, int] | None = None
         """Of the last convolution before the layer, which made its tokens."""
 
@@ -118,6 +121,10 @@ class _Pass(TorchFunctionMode):
             self.leaked |= any(_memory(t) == _memory(own) for t in inputs for own in self.originals)
             out = function(*args, **options)
         self.calls += 1
+        if self.listed:
+            if any(t.ndim > 2 and t.grad_fn is not None and id(t) not in self.shown for t in inputs):
+                self.hidden = self.calls
+            self.shown |= {id(t): t for t in tensors_in(out)}
         self.learnt |= function in MIXING
         if function in CONVOLUTION and self.value is None and isinstance(out, Tensor) and out.ndim == 4:
             self.plane = (out.shape[2], out.shape[3])
@@ -203,6 +210,11 @@ class _Layer:
         answer = scored(logits, target, score)
         if watch.listed:
             self.place, self.layout = self._find(watch.candidates, logits, pixels)
+            if watch.hidden > self.place.call:
+                raise ModelError(
+                    "model: expected every operation to be seen, found a plane behind the last layer that no call "
+                    "shows, from scripted code or a function with a derivative of its own; name a layer with layer=..."
+                )
             if self.place.overwritten:
                 watch = _Pass(cut=False, at=self.place)
                 answer = scored(self._run(pixels, watch), target, score)
@@ -210,6 +222,7 @@ class _Layer:
                 watch.value, watch.source = self.place.value, self.place.edge
             self.place = self.place._replace(value=None, edge=None)
             watch.candidates.clear()
+            watch.shown.clear()
         elif watch.value is None:
             raise ModelError(
                 f"layer '{self.name}': expected one that the model calls, found that it does not; name another"

@@ -19,6 +19,7 @@ def random_map(
     The value that a measure gives to this control is what it gives to no explanation at all: a
     method that does not stand out from it has shown nothing.
     """
+    check_batch(model, x, target)
     return rng.normal(*x.shape[1:], device=x.device).to(x.dtype)
 
 

@@ -50,7 +50,8 @@ class Candidate(NamedTuple):
 
     def is_this(self, call: int, function: Any, shape: tuple[int, ...]) -> bool:
         """Whether another pass, perhaps of other many examples, does the same here."""
-        return (self.call, self.function, len(self.shape), self.shape[-1]) == (call, function, len(shape), shape[-1])
+        mine = (self.call, self.function, len(self.shape), self.shape[-1:])
+        return mine == (call, function, len(shape), shape[-1:])
 
     @property
     def overwritten(self) -> bool:

@@ -38,13 +38,14 @@ def excitation_backprop(
     score: Score = logit,
     layer: str | None = None,
 ) -> Float[Tensor, "n d h w"]:
-    """Share of each pixel in the target's winning, 1 in all. NaN where the score is not finite or a logit is exactly 0.
+    """Share of each pixel in the target's winning. NaN where the score is not finite or a logit is exactly 0.
 
     Each logit gets as many shares as the score has slope in it: of ``logit`` the target gets one. A share stays with
     a unit that nothing excites, so a target without evidence for it has a map of zeros. Each layer divides shares by
     its positive weights; where it is given a negative number, a negative weight excites. Average pools and sums
-    divide in proportion to values, a maximum gives all to the winner. A batch norm is folded into the layer before
-    it, and where there is none passes shares on.
+    divide in proportion to values, as published for activations that are not negative: of numbers of both signs
+    some get a negative share and others more than all. A maximum gives all to the winner. A batch norm is folded
+    into the layer before it, and where there is none passes shares on.
 
     Args:
         score: What is explained.

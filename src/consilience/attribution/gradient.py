@@ -81,7 +81,7 @@ def slope_of(answer: Float[Tensor, " n"], at: Tensor, *, create_graph: bool = Fa
     undefined = ~answer.detach().isfinite()
     if bool(undefined.any()):
         slope = slope.masked_fill(undefined.view(-1, *[1] * (slope.ndim - 1)), torch.nan)
-    return slope
+    return slope if create_graph or min(slope.stride(), default=1) else slope.clone()  # an expanded view is read-only
 
 
 def scored(logits: object, target: Int[Tensor, " n"], score: Score) -> Float[Tensor, " n"]:

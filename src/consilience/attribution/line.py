@@ -76,9 +76,9 @@ def alike(nodes: Float[Tensor, " k"]) -> Float[Tensor, " k"]:
 def find_prefix(model: nn.Module, x: Tensor, start: Tensor, target: Tensor, score: Score) -> Prefix | None:
     """The affine layers that the model begins with, proven on the line of one example, in the quickest layout.
 
-    Proven is what changes the slope by rounding. In large networks of rectifiers and max-pooling rounding itself changes
-    it by up to a hundredth: units that stand on their edge fall to either side. So where the slope changes by more,
-    it may change by a few times what a change of the pixels in their last digits does.
+    Proven is what changes the slope by rounding. In large networks of rectifiers and max-pooling, rounding itself
+    changes it by up to a hundredth: units that stand on their edge fall to either side. So where the slope changes by
+    more, it may change by a few times what a change of the pixels in their last digits does.
     """
     a = torch.tensor([0.6, 0.3]).to(x)
     points = torch.addcmul(start[:1], a[:, None, None, None], x[:1] - start[:1]).detach().requires_grad_()
@@ -96,8 +96,7 @@ def find_prefix(model: nn.Module, x: Tensor, start: Tensor, target: Tensor, scor
 
     @functools.cache
     def allowed() -> float:
-        """How far the slope may be off: a few times what other last digits of the pixels do; not at all where it
-        changes from call to call, or with the batch."""
+        """How far the slope may be off; not at all where it changes from call to call, or with the batch."""
         chance = torch.Generator().manual_seed(0)
         same = points.detach()[other]
         signs = torch.rand(same.shape, generator=chance).sub_(0.5).sign_().to(x)

@@ -18,7 +18,7 @@ from consilience.rng import Rng
 from consilience.tensors import Attribution, Patterns, check_batch, start_of
 
 ROUNDING, WRONG = 1e-4, 1e-2  # of a map's length: what float32 leaves, and what no rounding explains
-GAP, GAP_WRONG = 0.05, 0.5  # of the score's difference that a complete map should sum to
+GAP, GAP_WRONG = 0.02, 0.2  # of what stands in a complete map, or of the score's difference where that is more
 
 Verdict = Literal["good", "doubtful", "wrong"]
 
@@ -163,13 +163,16 @@ def _complete(maps: Tensor, model: nn.Module, x: Tensor, target: Tensor, choice:
     with torch.no_grad():
         baseline: Any = choice.option("baseline")
         rise = scored(model(x), target, score) - scored(model(start_of(x, baseline, model)), target, score)
-    gap = ((maps.flatten(1).sum(1) - rise).abs() / rise.abs()).double()
+    missed, held = (maps.flatten(1).sum(1) - rise).abs(), maps.flatten(1).abs().sum(1)
+    gap = (missed / torch.maximum(held, rise.abs())).double()  # a difference near nothing would be no measure
     gap = gap[gap.isfinite()]
     if not len(gap):
-        return Check("complete", "doubtful", "undefined: the score does not differ from that of the baseline")
+        return Check("complete", "doubtful", "undefined: the maps are empty and the score is the baseline's")
     worst = float(gap.max())
     verdict: Verdict = "good" if worst <= GAP else "doubtful" if worst <= GAP_WRONG else "wrong"
-    return Check("complete", verdict, f"maps miss up to {worst:.1%} of the score's difference to the baseline")
+    return Check(
+        "complete", verdict, f"sums miss the score's difference to the baseline by up to {worst:.1%} of the map"
+    )
 
 
 def _plain(maps: Tensor, model: nn.Module, x: Tensor, target: Tensor, choice: Choice | None) -> list[Check]:

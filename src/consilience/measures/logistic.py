@@ -3,7 +3,7 @@
 ``min |w|^2 / 2 + c * sum log(1 + exp(-y f))`` with ``f = Z w + b``: a ridge on the weights, the intercept free.
 A rotation of the features changes nothing in it. So the rows are turned, once for all labellings, into the axes in
 which they are uncorrelated, no more of them than rows or features. There the Hessian is close to a diagonal one,
-which leads nonlinear conjugate gradients, all labellings abreast. In double precision.
+which leads nonlinear conjugate gradients, all labellings abreast. The result is that of double precision.
 
 Newton's method asks for up to four times as many products with the rows. With one to two times as many rows as
 features, models are just told apart, a few hundred rows decide, and the Hessian is least like a diagonal one; and
@@ -23,7 +23,7 @@ from consilience.tensors import slices
 ROUNDS, STEPS, LENGTHS = 100, 50, 20
 ACCURACY, FLOOR = 1e-7, 1e-14  # of margins, relative to the largest; of what rounding lets a gradient reach
 ROUNDING = 1e-9  # of a gradient, relative to rows; the last digit of one float32 pixel is below it
-RENEWED, MANY = 1e-3, 0.8
+RENEWED, MANY = 1e-3, 0.8  # a round ends where a slope has become this much smaller, or that few labellings go on
 CHUNK_BYTES = 4 * 2**20  # of rows that are standardised at a time
 
 
@@ -73,23 +73,26 @@ class Way(NamedTuple):
 
     away: Float[Tensor, "splits labellings m"]
     """Margins, positive where the answer is wrong."""
+    wrong: Float[Tensor, "splits labellings m"]
+    """The chance that is given to the wrong answer."""
     lift: Float[Tensor, "splits labellings m"]
-    """How they change."""
-    linear: Float[Tensor, "splits labellings 1"]
-    square: Float[Tensor, "splits labellings 1"]
-    """The ridge's slope here, and how it changes."""
+    """How the margins change."""
+    downhill: Float[Tensor, "splits labellings 1"]
+    """The slope here."""
+    ridge: Float[Tensor, "splits labellings 1"]
+    """How it changes because of the ridge."""
 
-    def wrong(self, length: Tensor) -> Tensor:
+    def there(self, length: Tensor) -> Tensor:
         """The chance that is given to the wrong answer."""
         return torch.addcmul(self.away, length, self.lift).sigmoid_()
 
     def slope(self, length: Tensor, wrong: Tensor) -> Tensor:
-        """Of what is minimised."""
-        return self.linear + length * self.square + _dot(wrong, self.lift)
+        """Of what is minimised; a sum over changes alone, so that single precision of ``lift`` does no harm."""
+        return self.downhill + length * self.ridge + _dot(wrong - self.wrong, self.lift)
 
     def curve(self, wrong: Tensor) -> Tensor:
         """How the slope changes."""
-        return self.square + _dot(_weight(wrong).mul_(self.lift), self.lift)
+        return self.ridge + _dot(_weight(wrong).mul_(self.lift), self.lift)
 
 
 def standardised(rows: Float[Tensor, "n d"], train: Float[Tensor, "m d"]) -> Float[Tensor, "n d"]:
@@ -250,32 +253,31 @@ def _round(
             break
         kept = ((now - _dot(before, scaled)) / size).clamp_(min=0)
         before, size, direction = slope, now, (kept * direction).sub_(scaled)
-        direction = direction.where(_dot(direction, slope) < 0, -scaled)
+        downhill = _dot(direction, slope)
+        direction, downhill = direction.where(downhill < 0, -scaled), downhill.where(downhill < 0, -now)
         free, lift = ridge * direction, (direction.float() @ single.mT).double().mul_(sign).neg_()
-        way = Way(away, lift, _dot(free, w), _dot(free, direction))
-        length, wrong = _length(way, wrong, going)
+        length, wrong = _length(Way(away, wrong, lift, downhill, _dot(free, direction)), going)
         w, away = torch.addcmul(w, length, direction), torch.addcmul(away, length, lift)
         pull, last = sign * wrong, pull
         slope = torch.addcmul(slope, length, free).sub_((pull - last).float() @ single)
     return State(w, before, direction, size, first), going
 
 
-def _length(way: Way, wrong: Tensor, going: Tensor) -> tuple[Tensor, Tensor]:
+def _length(way: Way, going: Tensor) -> tuple[Tensor, Tensor]:
     """How far to go, to where it is at most half as steep as here, and what is answered there; 0 for who is done."""
-    low = torch.zeros_like(way.linear)
-    high, here = torch.full_like(low, torch.inf), way.slope(low, wrong)
-    length = (-here / way.curve(wrong)).where(going, 0)
+    low, high = torch.zeros_like(way.ridge), torch.full_like(way.ridge, torch.inf)
+    length = (-way.downhill / way.curve(way.wrong)).where(going, 0)
     for _ in range(LENGTHS):
-        wrong = way.wrong(length)
+        wrong = way.there(length)
         slope = way.slope(length, wrong)
-        steep = going & (slope.abs() > -here / 2)
+        steep = going & (slope.abs() > -way.downhill / 2)
         if not bool(steep.any()):
             return length, wrong
         low, high = length.where(slope < 0, low), length.where(slope > 0, high)
         step = length - slope / way.curve(wrong)
         middle = torch.where(high.isinf(), 2 * length, (low + high) / 2)
         length = torch.where((step > low) & (step < high), step, middle).where(steep, length)
-    return length, way.wrong(length)
+    return length, way.there(length)
 
 
 def _weight(wrong: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from consilience.rng import Rng
 from consilience.tensors import slices
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
-SIDE_BY_SIDE, FEWEST = 20_000, 50  # margins of the pairs fitted at once; labellings, however many rows
+SIDE_BY_SIDE, FEWEST = 60_000, 50  # margins of the pairs fitted at once; labellings, however many rows
 FIT_BYTES = 24 * 2**20  # of all that is fitted at once: pairs, splits and labellings are taken in such portions
 HELD_BYTES = 32 * 2**20  # of all twins' maps together; classes are taken in blocks of this size
 
@@ -72,6 +72,9 @@ def separability(
     An image cannot be judged where a map is not finite, where it is left out by ``count``, or where its
     class is too small: each split must leave two groups to learn from, and something in each of three
     inner folds where ``c`` is cross-validated. ``p`` is over all that could be judged; NaN without permutations.
+
+    Of memory it takes fixed portions, however many the models, classes and permutations; but all maps of one class
+    of two models are learnt from at once, at 15 bytes a pixel, and up to 4 KiB a map for 50 permutations.
 
     Args:
         by: A classifier for each true class, as published, or one for all images together.
@@ -219,24 +222,31 @@ def _held_out(
     portion: Portion,
 ) -> Float[Tensor, "pairs labellings n"]:
     """The margin of each row by the split that holds it out."""
-    kinds = sorted(set(fold.tolist()))
-    learn = [(fold != kind).nonzero()[:, 0].to(rows.device) for kind in kinds]
-    fold, inner = fold.to(rows.device), inner.to(rows.device)
     found = torch.empty(len(rows), *answer.shape, dtype=torch.float64, device=rows.device)
+    kinds = torch.tensor(sorted(set(fold.tolist())))
     for some in slices(len(kinds), portion.splits):
-        index = pad_sequence(learn[some], batch_first=True)
-        lengths = torch.tensor([[len(one)] for one in learn[some]], device=rows.device)
-        used = torch.arange(index.shape[1], device=rows.device) < lengths
-        index, used = index.repeat(len(rows), 1), used.repeat(len(rows), 1)
-        problem = problem_of([pair for pair in rows for _ in learn[some]], index, used)
-        for part in slices(len(answer), portion.labellings):
-            asked = answer[part][:, index].transpose(0, 1).double()
-            strength = _chosen(problem, asked, index, used, inner) if c == "cross_validated" else c
-            f = margins(problem, asked, used, strength)
-            f = f.view(len(rows), -1, *f.shape[1:])
-            for position, kind in enumerate(kinds[some]):
-                found[:, part, fold == kind] = f[:, position][..., fold == kind]
+        for labellings, held, f in _portions(rows, fold, kinds[some], inner.to(rows.device), answer, c, portion):
+            found[:, labellings, held] = f
     return found
+
+
+def _portions(
+    rows: Tensor, fold: Tensor, kinds: Tensor, inner: Tensor, answer: Tensor, c: Strength, portion: Portion
+) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """For some splits: labellings, who is held out, and their margins; what they share goes with the last of them."""
+    learn = [(fold != kind).nonzero()[:, 0].to(rows.device) for kind in kinds]
+    index = pad_sequence(learn, batch_first=True)
+    lengths = torch.tensor([[len(one)] for one in learn], device=rows.device)
+    used = torch.arange(index.shape[1], device=rows.device) < lengths
+    index, used = index.repeat(len(rows), 1), used.repeat(len(rows), 1)
+    problem = problem_of([pair for pair in rows for _ in learn], index, used)
+    for some in slices(len(answer), portion.labellings):
+        asked = answer[some][:, index].transpose(0, 1).double()
+        strength = _chosen(problem, asked, index, used, inner) if c == "cross_validated" else c
+        f = margins(problem, asked, used, strength)
+        for kind, one in zip(kinds, f.view(len(rows), -1, *f.shape[1:]).unbind(1), strict=True):
+            held = (fold == kind).to(rows.device)
+            yield some, held, one[..., held]
 
 
 def _chosen(problem: Problem, answer: Tensor, index: Tensor, used: Tensor, inner: Tensor) -> Tensor:
