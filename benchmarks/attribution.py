@@ -23,6 +23,7 @@ from consilience.attribution.expected import expected_gradients
 from consilience.attribution.guided import guided_backprop
 from consilience.attribution.path import integrated_gradients
 from consilience.attribution.perturbation import occlusion, rise
+from consilience.data.mnist10k import mnist10k
 from consilience.experiment.executors import keep_pages
 from consilience.models.cnn import cnn
 from consilience.models.mlp import mlp
@@ -36,7 +37,7 @@ Call = Callable[[], object]
 
 
 class Case(NamedTuple):
-    """A network and what is explained of it."""
+    """A network and what is explained of it; the digits' networks are trained, since noise has no typical line."""
 
     name: str
     model: nn.Module
@@ -51,8 +52,8 @@ def case_of(name: str, device: str) -> Case | None:
     """One of the networks, with random weights, frozen; None where it cannot be had."""
     torch.manual_seed(0)
     shape, classes, n, m, chunks = {
-        "mlp": ((1, 28, 28), 10, 16, 50, (256, 1024)),
-        "cnn": ((1, 28, 28), 10, 8, 30, (50, 100)),
+        "mlp": ((1, 28, 28), 10, 64, 50, (256, 1024)),
+        "cnn": ((1, 28, 28), 10, 32, 30, (50, 100)),
         "squeezenet1_1": ((3, 227, 227), 1000, 2, 4, (2, 5, 10)),
         "resnet18": ((3, 224, 224), 1000, 4, 4, (2, 5, 10)),
     }[name]  # fmt: skip
@@ -66,11 +67,27 @@ def case_of(name: str, device: str) -> Case | None:
     else:
         bare = {"mlp": mlp, "cnn": cnn, "squeezenet1_1": squeezenet1_1}[name](shape, classes)
         model = normalised(bare, [0.5] * shape[0], [0.25] * shape[0])
+    if name in ("mlp", "cnn"):
+        return _digits(name, model, n, m, chunks, device)
     chance = torch.Generator().manual_seed(1)
     x, background = torch.rand(n, *shape, generator=chance), torch.rand(m, *shape, generator=chance)
     target = torch.randint(classes, (n,), generator=chance)
     model = model.eval().requires_grad_(False).to(device)
     return Case(name, model, x.to(device), target.to(device), background.to(device), chunks)
+
+
+def _digits(name: str, model: nn.Module, n: int, m: int, chunks: tuple[int, ...], device: str) -> Case:
+    """A network after an epoch of 4,000 digits, and digits that it has not seen."""
+    train, test = mnist10k(), mnist10k(split="test").batch(range(n))
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    for rows in slices(4000, 64):
+        batch = train.batch(range(4000)[rows])
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(batch.x), batch.label).backward()
+        optimizer.step()
+    frozen = model.eval().requires_grad_(False).to(device)
+    background = train.batch(range(4000, 4000 + m)).x
+    return Case(name, frozen, test.x.to(device), test.label.to(device), background.to(device), chunks)
 
 
 def _there(package: str) -> bool:
@@ -123,11 +140,12 @@ def path(case: Case, rounds: int) -> int:
         )
         others["captum, one call"] = attribute
         others["captum, internal_batch_size"] = functools.partial(attribute, internal_batch_size=case.chunks[-1])
-    goals = {"mlp": 0.55, "cnn": 0.95, "squeezenet1_1": 0.8, "resnet18": 0.8}
-    return compared(
-        case, f"integrated gradients, {STEPS} nodes", bare(case, STEPS), others,
-        {"ours": goals[case.name], "ours, adaptive to 2 %": 0.35}, rounds,
-    )  # fmt: skip
+    goals = {"ours": {"mlp": 0.55, "cnn": 0.95, "squeezenet1_1": 0.8, "resnet18": 0.8}[case.name]}
+    if case.name in ("mlp", "cnn"):
+        goals["ours, adaptive to 2 %"] = 0.35
+    else:
+        del others["ours, adaptive to 2 %"]  # of weights that nobody trained it says nothing
+    return compared(case, f"integrated gradients, {STEPS} nodes", bare(case, STEPS), others, goals, rounds)
 
 
 def expected(case: Case, rounds: int) -> int:
@@ -144,6 +162,7 @@ def expected(case: Case, rounds: int) -> int:
 
 def deep(case: Case, rounds: int) -> int:
     """DeepLIFT-SHAP."""
+    case = case._replace(x=case.x[:8], target=case.target[:8])
     model, x, target, background = case.model, case.x, case.target, case.background
     passes = bare(case, len(background))
     others: dict[str, Call] = {"ours": lambda: deep_lift_shap(model, x, target, background)}

@@ -68,14 +68,21 @@ def test_the_readme_calls_a_method_and_a_measure(capsys):
     assert capsys.readouterr().out.startswith("tensor([")
 
 
-def test_the_readme_audits_models_in_memory(tmp_path, capsys):
+def test_the_readme_looks_before_it_explains(capsys):
     exec(compile(BLOCKS[2], "README.md", "exec"), {"__name__": "readme"})
+    said = capsys.readouterr().out
+    assert "good     guided_rule: acts on relu x1\n" in said
+    assert all(line.startswith("good ") for line in said.splitlines())
+
+
+def test_the_readme_audits_models_in_memory(tmp_path, capsys):
+    exec(compile(BLOCKS[3], "README.md", "exec"), {"__name__": "readme"})
     assert capsys.readouterr().out.strip() == "audit.html"
     assert (tmp_path / "audit.json").exists()
 
 
 def test_every_python_block_of_the_readme_is_run():
-    assert len(BLOCKS) == 3
+    assert len(BLOCKS) == 4
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/guide/experiment_files.md"])

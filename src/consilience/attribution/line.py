@@ -60,10 +60,13 @@ def shared_by(
     score: Score,
     rows: int,
 ) -> Float[Tensor, "n c h w"] | None:
-    """Weighted sum of the slopes, with the layers that were found; None where the model took another way."""
+    """Weighted sum of the slopes, with the layers that were found; None where the model took another way.
+
+    None as well where the device's memory does not take it.
+    """
     try:
         maps = _sum_of_slopes(prefix, model, x, start, target, nodes, weights, score, rows)
-    except Diverged:
+    except (Diverged, torch.OutOfMemoryError):  # where memory is short, streaming takes less at once
         return None
     return None if maps.isnan().any() else maps
 

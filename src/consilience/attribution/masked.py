@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from consilience.attribution.gradient import scored
 from consilience.attribution.line import even_slices
-from consilience.tensors import Score, rows_per_chunk, slices
+from consilience.tensors import Score, in_halves, rows_per_chunk, slices
 
 
 def passes(model: nn.Module, x: Float[Tensor, "n c h w"], count: int) -> Iterator[tuple[slice, slice]]:
@@ -23,6 +23,7 @@ def scores_of(
     model: nn.Module, images: Float[Tensor, "n k c h w"], target: Int[Tensor, " n"], score: Score
 ) -> Float[Tensor, "n k"]:
     """The score of each variant of each example, without a graph; NaN where it is not finite."""
-    several = target.repeat_interleave(images.shape[1])
+    several, flat = target.repeat_interleave(images.shape[1]), images.flatten(0, 1)
     with torch.no_grad():
-        return scored(model(images.flatten(0, 1)), several, score).view(images.shape[:2])
+        found = in_halves(lambda rows: scored(model(flat[rows]), several[rows], score), len(flat))
+    return found.view(images.shape[:2])
