@@ -230,9 +230,12 @@ def saved_bytes(model: nn.Module, x: Tensor) -> int:
 
 def rows_per_chunk(model: nn.Module, x: Tensor) -> int:
     """How many examples one forward and backward pass takes within the memory budget: 1 to ``CHUNK_ROWS``."""
-    if len(x) == 0:
-        return 1
-    each = max(1, saved_bytes(model, x[:1]))
+    return 1 if len(x) == 0 else rows_of(saved_bytes(model, x[:1]), x)
+
+
+def rows_of(each: int, x: Tensor) -> int:
+    """How many examples, of so many bytes each, fit into the memory budget of the device of ``x``."""
+    each = max(1, each)
     if x.is_cuda:
         rows = int(torch.cuda.mem_get_info(x.device)[0]) // GPU_SHARE // each
     else:

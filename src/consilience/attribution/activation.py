@@ -19,13 +19,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import CheckpointError
 
-from consilience import tensors
 from consilience.attribution.every_path import Candidate, Layout, choose, layout_of
 from consilience.attribution.gradient import scored
 from consilience.attribution.line import even_slices
 from consilience.attribution.operations import CONVOLUTION, LAYER, PRODUCT, READ, named, opaque, tensors_in
 from consilience.errors import ModelError, SpecError, unknown
-from consilience.tensors import Score, Split, in_halves
+from consilience.tensors import Score, Split, in_halves, rows_of
 
 MIXING = LAYER | PRODUCT | named("einsum __matmul__ scaled_dot_product_attention multi_head_attention_forward")
 
@@ -71,17 +70,7 @@ def at_layer(
         return in_halves(lambda s: maps(slice(first + s.start, first + s.stop)), part.stop - part.start)
 
     alone = maps(slice(1))
-    return torch.cat([alone, *map(chunk, even_slices(len(x) - 1, _rows(at.size, x)))])
-
-
-def _rows(each: int, x: Tensor) -> int:
-    """How many examples of so many bytes go together, as ``rows_per_chunk`` has it."""
-    if x.is_cuda:
-        rows = int(torch.cuda.mem_get_info(x.device)[0]) // tensors.GPU_SHARE // max(1, each)
-    else:
-        few = min(tensors.FEW_ROWS, tensors.FEW_ROWS_BYTES // max(1, each))
-        rows = max(tensors.CHUNK_BYTES // max(1, each), few)
-    return max(1, min(tensors.CHUNK_ROWS, rows))
+    return torch.cat([alone, *map(chunk, even_slices(len(x) - 1, rows_of(at.size, x)))])
 
 
 class _Pass(TorchFunctionMode):
