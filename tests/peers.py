@@ -6,11 +6,11 @@ for everything that does not call them. Import this module before such a package
 
 import contextlib
 
-import torch
+from torch import library
 
 MISSING = ("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
            "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")  # fmt: skip
-_LIBRARY = torch.library.Library("torchvision", "FRAGMENT")
+_LIBRARY = library.Library("torchvision", "FRAGMENT")
 
 for _schema in MISSING:
     with contextlib.suppress(RuntimeError):  # the wheel fits after all

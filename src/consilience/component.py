@@ -20,35 +20,6 @@ from consilience.errors import SpecError, unknown
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-ROLES = {
-    "baseline": "the pixel value, or its name, from which the explained method started",
-    "background": "examples [m, c, h, w] that stand for 'nothing in particular'",
-    "batch": "the examples of one training step",
-    "classes": "the number of classes",
-    "explain": "the method, configured: (model, x, target) -> maps",
-    "floor": "the table of one model explained twice",
-    "groups": "what a split may not separate [n]: the image, or the patient",
-    "label": "the true class [n]",
-    "logits": "what the model answered [n, k]",
-    "maps": "explanations [n, c, h, w], or [n, h, w] once channels are joined",
-    "mask": "where the object is [n, h, w], bool",
-    "model": "a module that gives logits [n, k] for pixels [n, c, h, w] in [0, 1]",
-    "null": "the table of the same pairs with the two models' maps exchanged at random within each image",
-    "other": "another model's maps of the same examples",
-    "output": "the very score that the method explained: (x, target) -> [n]",
-    "p": "of each pair, how often exchanged maps are told apart as well as the models' own [pairs]",
-    "parameters": "what an optimizer changes",
-    "patterns": "what the data puts into each filter",
-    "rng": "draws keyed by (seed, example, node)",
-    "root": "the data set's folder",
-    "shape": "of one image (c, h, w)",
-    "source": "the model as it was before training",
-    "table": "values of one family, a row for each pair and a column for each example",
-    "target": "the class that is explained [n]",
-    "wrong_image": "the table of each pair with the second model's maps of other images",
-    "x": "pixels [n, c, h, w] in [0, 1]",
-}
-
 
 class Component(NamedTuple):
     """What the engine knows of a function: all of it read from its signature and its decorator."""

@@ -7,7 +7,8 @@ from importlib.resources import files
 import msgspec
 import pytest
 
-from consilience.component import KINDS, ROLES
+from consilience.component import KINDS
+from consilience.roles import ROLES
 
 ALL = [(kind.name, name) for kind in KINDS.values() for name in kind.names()]
 BIBLIOGRAPHY = files("consilience").joinpath("references.bib").read_text("utf-8")

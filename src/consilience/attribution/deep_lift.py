@@ -147,8 +147,10 @@ def _checked_logits(tape: Tape, logits: object, target: Tensor, score: Score) ->
     Raises:
         ModelError: The model returned no logits for these targets, or some that do not depend on the pixels.
     """
-    whole = isinstance(logits, Tensor) and logits.shape[:1] == (tape.rows,)
-    scored(logits[: len(target)].detach() if whole else logits, target, score)  # type: ignore[index]
+    if isinstance(logits, Tensor) and logits.shape[:1] == (tape.rows,):
+        scored(logits[: len(target)].detach(), target, score)
+    else:
+        scored(logits, target, score)  # which refuses them
     node = tape.node(logits) if isinstance(logits, Tensor) else None
     if node is None:
         raise ModelError(

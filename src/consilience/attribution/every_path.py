@@ -172,9 +172,11 @@ def _norm_of(tokens: Candidate, candidate: Candidate) -> bool:
     What the logits know of the image goes through it too, and the tokens' length, to which they are blind, is gone:
     the slope in the tokens themselves is at right angles to them.
     """
-    if candidate.function not in NORM or candidate.shape != tokens.shape or None in (candidate.edge, tokens.edge):
+    if candidate.function not in NORM or candidate.shape != tokens.shape:
         return False
-    return candidate.edge.node.next_functions[0][0] is tokens.edge.node  # type: ignore[union-attr]
+    if candidate.edge is None or tokens.edge is None:
+        return False
+    return candidate.edge.node.next_functions[0][0] is tokens.edge.node
 
 
 def on_every_path(logits: Tensor, x: Tensor) -> set[Any]:

@@ -70,7 +70,8 @@ def through(function: Function, x: Tensor, other: Tensor, given: dict[str, Any])
     else:
         x, given = _padded(x, given)
         back = _convolution_back(x.shape, given, transposed="transpose" in written(function))
-    return Swapped.apply(x, other, functools.partial(function, **given), back)  # type: ignore[no-untyped-call]
+    run = functools.partial(function, **given)
+    return Swapped.apply(x, other, run, back)  # type: ignore[no-untyped-call]  # torch gives it no types
 
 
 def _padded(x: Tensor, given: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:

@@ -181,7 +181,8 @@ def _swapped(name: str, model: nn.Module, patterns: Patterns, swap: Swap) -> Ite
         if not x.requires_grad:
             return NotImplemented
         other = swap(scale, torch.where(scale == 0, 0, 1 / scale)).detach()  # the one pattern with w * a = 1
-        return Swapped.apply(x, other.view(-1, *[1] * (x.ndim - 2)), run, torch.mul)  # type: ignore[no-untyped-call]
+        each = other.view(-1, *[1] * (x.ndim - 2))
+        return Swapped.apply(x, each, run, torch.mul)  # type: ignore[no-untyped-call]  # torch gives it no types
 
     table = dict.fromkeys(LAYER, layer) | dict.fromkeys(BATCH_NORM, norm) | _refusals(name)
     with Rules(name, model, table, native=NATIVE) as rules:

@@ -25,10 +25,10 @@ def bend(a: Tensor, b: Tensor) -> Tensor:
     return torch.maximum(a, b).div_((a - b).abs_().add_(tiny)).clamp_(0, 1)
 
 
-def clamped(a: Tensor, b: Tensor, low: object, high: object) -> Tensor:
+def clamped(a: Tensor, b: Tensor, low: Any, high: Any) -> Tensor:
     """The slope of what is cut off below ``low`` and above ``high``; None does not cut."""
-    slope = bend(a - low, b - low) if low is not None else torch.ones_like(a - b)  # type: ignore[operator]
-    return slope if high is None else slope.sub_(bend(a - high, b - high))  # type: ignore[operator]
+    slope = bend(a - low, b - low) if low is not None else torch.ones_like(a - b)
+    return slope if high is None else slope.sub_(bend(a - high, b - high))
 
 
 def exponential(a: Tensor, b: Tensor) -> Tensor:

@@ -64,7 +64,7 @@ def _described(component: Component) -> str:
     """Documentation, signature and source of a component."""
     import inspect
 
-    from consilience.component import ROLES
+    from consilience.roles import ROLES
 
     lines = [f"{component.kind} {component.name}, version {component.version}"]
     lines += ["", inspect.getdoc(component.function) or "", "", "What flows in:"]
