@@ -89,9 +89,10 @@ class Rules(TorchFunctionMode):
         getattr(_inside, "witness", []).append(self)
         super().__exit__(kind, error, trace)  # type: ignore[no-untyped-call]  # nor this one
         if kind is None and not self.bound:
+            among = f" among {sorted(self.passed)}" if self.passed else ""
             raise ModelError(
-                f"{self.name}: expected operations that the rule is about, found none among {sorted(self.passed)}; "
-                "this method would be the plain gradient under another name"
+                f"{self.name}: expected operations that the rule is about, found none{among}; this method "
+                "would be the plain gradient under another name"
             )
 
     def __torch_function__(self, function: Function, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
