@@ -313,7 +313,7 @@ estimator = Kind("estimator", "consilience.attribution", takes=["model", "x"], n
 measure = Kind(
     "measure", "consilience.measures",
     needs=["maps", "other", "label", "groups", "mask", "logits", "model", "source", "x", "target", "output",
-           "baseline", "explain", "rng"],
+           "baseline", "explain", "rng", "activations", "other_activations", "weights", "other_weights"],
 )  # fmt: skip
 summary = Kind("summary", "consilience.measures", takes=["table"], needs=["floor", "wrong_image", "null", "p", "rng"])
 

@@ -44,7 +44,8 @@ def over_pairs(
 
     The function below takes the family's maps and pairs of positions in it, and yields one result a
     pair; what depends on one model alone it calculates once. Called with two sets of maps, it is the
-    plain measure.
+    plain measure. A family of something else than maps carries its name: ``activations`` makes the
+    plain measure one of ``activations`` and ``other_activations``.
 
     Raises:
         SpecError: The two sets of maps have other shapes.
@@ -59,14 +60,15 @@ def over_pairs(
         return next(iter(family_form([maps, other], [(0, 1)], *args, **options)))
 
     signature = inspect.signature(family_form)
-    (_, family), (_, _), *rest = signature.parameters.items()
+    (first, family), (_, _), *rest = signature.parameters.items()
+    names = ("maps", "other") if first == "family" else (first, f"other_{first}")
     hints = typing.get_type_hints(family_form, include_extras=True)
-    (one,), (result,) = typing.get_args(hints["family"]), typing.get_args(hints["return"])
-    renamed = [family.replace(name=name, annotation=one) for name in ("maps", "other")]
+    (one,), (result,) = typing.get_args(hints[first]), typing.get_args(hints["return"])
+    renamed = [family.replace(name=name, annotation=one) for name in names]
     plain.__name__, plain.__qualname__ = family_form.__name__, family_form.__qualname__
     plain.__module__, plain.__doc__ = family_form.__module__, family_form.__doc__
-    kept = {name: hint for name, hint in hints.items() if name not in ("family", "pairs", "return")}
-    plain.__annotations__ = {"maps": one, "other": one, **kept, "return": result}
+    kept = {name: hint for name, hint in hints.items() if name not in (first, "pairs", "return")}
+    plain.__annotations__ = {**dict.fromkeys(names, one), **kept, "return": result}
     signature = signature.replace(parameters=[*renamed, *(p for _, p in rest)], return_annotation=result)
     plain.__dict__.update(__signature__=signature, over_pairs=family_form)
     return plain

@@ -1,6 +1,7 @@
 """What can flow into a component: each role means one thing, wherever it stands before a ``*``."""
 
 ROLES = {
+    "activations": "what one layer of a model answers to the examples [n, d], a row for each example and place",
     "baseline": "the pixel value, or its name, from which the explained method started",
     "background": "examples [m, c, h, w] that stand for 'nothing in particular'",
     "batch": "the examples of one training step",
@@ -15,6 +16,8 @@ ROLES = {
     "model": "a module that gives logits [n, k] for pixels [n, c, h, w] in [0, 1]",
     "null": "the table of the same pairs with the two models' maps exchanged at random within each image",
     "other": "another model's maps of the same examples",
+    "other_activations": "the same layer of another model, for the same examples and places [n, e]",
+    "other_weights": "one tensor of another model's state dict, under the same name",
     "output": "the very score that the method explained: (x, target) -> [n]",
     "p": "of each pair, how often exchanged maps are told apart as well as the models' own [pairs]",
     "parameters": "what an optimizer changes",
@@ -25,6 +28,7 @@ ROLES = {
     "source": "the model as it was before training",
     "table": "values of one family, a row for each pair and a column for each example",
     "target": "the class that is explained [n]",
+    "weights": "one tensor of a model's state dict, of any shape",
     "wrong_image": "the table of each pair with the second model's maps of other images",
     "x": "pixels [n, c, h, w] in [0, 1]",
 }

@@ -229,6 +229,10 @@ def roles(n: int = 6) -> dict[str, Any]:
         "target": target,
         "output": lambda x, target: model(x).gather(1, target[:, None])[:, 0],
         "baseline": 0.0,
+        "activations": torch.randn(40, 5, generator=generator),
+        "other_activations": torch.randn(40, 4, generator=generator),
+        "weights": torch.randn(4, 3, 2, generator=generator),
+        "other_weights": torch.randn(4, 3, 2, generator=generator) + 0.5,
         "rng": Rng(0, range(n)),
     }
 

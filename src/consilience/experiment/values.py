@@ -27,7 +27,8 @@ def measured(group: Sequence[Measure], desk: Desk) -> Iterator[tuple[Measure, di
             yield spec, columns(component, function(**wanted), spec, desk)
         return
     family, pairs = _family(group)
-    if roles or "measured_alike_alone" in component.breaks:  # an example's value may depend on the others
+    alone = all(belongs.startswith("n") for belongs in component.columns.values())
+    if roles or not alone or "measured_alike_alone" in component.breaks:  # a value may depend on other examples
         shared = {role: fetch(role, group[0], desk) for role in roles}
         results = over_family(function, _maps_of(family, desk), pairs, **shared)
     else:

@@ -17,11 +17,6 @@ TESTED = 3, 10  # 3 tenths of the rows
     paper="watson2022agree",
     better="lower",
     legacy=True,
-    breaks={
-        "measured_alike_alone": "a number belongs to a class, not to an example",
-        "order_moves_with_examples": "a number belongs to a class, not to an example",
-        "undefined_is_nan": "a number belongs to a class, not to an example",
-    },
 )
 def separability_row_split(
     maps: Float[Tensor, "..."], other: Float[Tensor, "..."], label: Int[Tensor, " n"], rng: Rng
