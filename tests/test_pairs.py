@@ -48,6 +48,27 @@ def test_sets_of_maps_of_other_shapes_are_refused():
         product(FAMILY[0], FAMILY[1][:1], LABEL)
 
 
+@over_pairs
+def widths(activations: Sequence[Float[Tensor, "n ..."]], pairs: Pairs, *, more: int = 0) -> Iterator[int]:
+    """How many neurons two models have together.
+
+    Args:
+        more: To be added.
+    """
+    for a, b in pairs:
+        yield activations[a].shape[1] + activations[b].shape[1] + more
+
+
+def test_a_family_of_something_else_than_maps_may_differ_in_width():
+    assert list(inspect.signature(widths).parameters) == ["activations", "other_activations", "more"]
+    assert widths(torch.ones(4, 3), torch.ones(4, 2)) == 5
+    assert widths(activations=torch.ones(4, 3), other_activations=torch.ones(4, 2), more=1) == 6
+    assert list(over_family(widths, [torch.ones(4, d) for d in (1, 2, 3)], [(0, 2), (1, 1)])) == [4, 4]
+    words = r"widths: expected activations with equally many rows of both models, found \[4, 3\] and \[5, 3\]; give"
+    with pytest.raises(SpecError, match=words):
+        widths(torch.ones(4, 3), torch.ones(5, 3))
+
+
 def test_its_signature_is_the_plain_measure_s():
     assert str(inspect.signature(product)).startswith("(maps: ")
     assert list(inspect.signature(product).parameters) == ["maps", "other", "label", "power"]

@@ -45,19 +45,28 @@ def over_pairs(
     The function below takes the family's maps and pairs of positions in it, and yields one result a
     pair; what depends on one model alone it calculates once. Called with two sets of maps, it is the
     plain measure. A family of something else than maps carries its name: ``activations`` makes the
-    plain measure one of ``activations`` and ``other_activations``.
+    plain measure one of ``activations`` and ``other_activations``, which need as many rows as each other
+    and may differ in width.
 
     Raises:
-        SpecError: The two sets of maps have other shapes.
+        SpecError: The two sets of maps have other shapes, or two of something else other many rows.
     """
+    shared: Callable[..., Iterator[R]] = family_form  # with roles and options by name
 
-    def plain(maps: Any, other: Any, *args: P.args, **options: P.kwargs) -> R:
-        if maps.shape != other.shape:
+    def plain(*given: Any, **named: Any) -> R:
+        bound = signature.bind(*given, **named).arguments
+        maps, other = (bound.pop(name) for name in names)
+        if first == "family" and maps.shape != other.shape:
             raise SpecError(
                 f"{family_form.__name__}: expected two sets of maps of the same examples, found {list(maps.shape)} and "
                 f"{list(other.shape)}; explain the same images in the same order, and join or resize maps alike"
             )
-        return next(iter(family_form([maps, other], [(0, 1)], *args, **options)))
+        if maps.shape[:1] != other.shape[:1]:
+            raise SpecError(
+                f"{family_form.__name__}: expected {first} with equally many rows of both models, found "
+                f"{list(maps.shape)} and {list(other.shape)}; give those of the same examples in the same order"
+            )
+        return next(iter(shared([maps, other], [(0, 1)], **bound)))
 
     signature = inspect.signature(family_form)
     (first, family), (_, _), *rest = signature.parameters.items()

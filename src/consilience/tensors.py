@@ -25,8 +25,9 @@ Paired = Callable[..., Tensor]
 Channels = Literal["sum", "sum_abs", "max_abs", "keep"]
 """How the channels of a map are joined before it is measured."""
 
-Normalisation = Literal["none", "l2"]
-"""How a map is scaled before it is measured: not at all, or to length one."""
+Normalisation = Literal["none", "l2", "l1", "rank", "sign"]
+"""How a map is scaled before it is measured: not at all; to a length or a sum of absolute values of one; each value
+replaced by its mean rank, as a share of the map's values in (0, 1]; or by its sign."""
 
 
 class Blurred(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -132,13 +133,27 @@ def join_channels(maps: Tensor, channels: Channels) -> Tensor:
 
 def prepare(maps: Tensor, channels: Channels, normalise: Normalisation, pool: int | None) -> Tensor:
     """Maps ``[n, c, h, w]`` as a measure gets them: channels joined, then scaled, then averaged to a grid."""
-    joined = join_channels(maps, channels)
-    if normalise == "l2":
-        length = joined.flatten(1).norm(dim=1)
-        joined = joined / length.view(-1, *[1] * (joined.ndim - 1))  # a map of zeros has no direction: NaN
+    joined = normalised_maps(join_channels(maps, channels), normalise)
     if pool is not None:
         joined = torch.nn.functional.adaptive_avg_pool2d(joined, pool)
     return joined
+
+
+def normalised_maps(maps: Tensor, normalise: Normalisation) -> Tensor:
+    """Each map ``[n, ...]`` scaled by itself. A map of zeros has no direction: NaN for ``l2`` and ``l1``."""
+    if normalise == "none":
+        return maps
+    flat = maps.flatten(1).contiguous()
+    if normalise in ("l2", "l1"):
+        length: Tensor = torch.linalg.vector_norm(flat, 2 if normalise == "l2" else 1, dim=1, keepdim=True)
+        return (flat / length).view_as(maps)
+    if normalise == "sign":
+        scaled = flat.sign()
+    else:
+        ordered = flat.sort(1).values  # equal values share the middle of the ranks that they take up
+        ends = torch.searchsorted(ordered, flat), torch.searchsorted(ordered, flat, right=True)
+        scaled = ((ends[0] + ends[1] + 1) / (2 * flat.shape[1])).to(maps.dtype)
+    return scaled.masked_fill(flat.isnan().any(1, keepdim=True), torch.nan).view_as(maps)
 
 
 def start_of(x: Tensor, baseline: Baseline, model: nn.Module) -> Tensor:
@@ -222,7 +237,7 @@ def saved_bytes(model: nn.Module, x: Tensor) -> int:
         kept[tensor.data_ptr()] = tensor.nbytes
         return tensor
 
-    own = {p.data_ptr() for p in model.parameters()}
+    own = {p.data_ptr() for p in (*model.parameters(), *model.buffers())}
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(count, lambda t: t):
         model(x.detach().requires_grad_())
     return sum(size for pointer, size in kept.items() if pointer not in own)

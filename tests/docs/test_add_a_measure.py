@@ -74,14 +74,14 @@ def test_the_page_has_all_the_files_it_speaks_of():
 
 def test_the_measure_is_listed_with_the_first_line_of_its_docstring(done):
     listed = json.loads((done / "result.json").read_text())
-    assert re.search(r"measure\s+sign_agreement\s+Share of the pixels", listed)
+    assert re.search(r"measure\s+sign_overlap\s+Share of the pixels", listed)
 
 
 def test_the_measure_has_its_lines_on_the_page(done):
     lines = json.loads((done / "report.json").read_text())["lines"]
     mine = {line["measure"]: line for line in lines if line["column"] == "overall"}
-    assert set(mine) == {"cosine", "sign_agreement", "sign_agreement(least=0.01)"}
-    line = mine["sign_agreement"]
+    assert set(mine) == {"cosine", "sign_overlap", "sign_overlap(least=0.01)"}
+    line = mine["sign_overlap"]
     assert (line["method"], line["pairs"], line["examples"]) == ("integrated_gradients", 1, 20)
     assert 0 <= line["agreement"] <= line["floor"] == 1
     assert line["wrong_image"] is not None

@@ -1,6 +1,7 @@
 """What the pages point to is there, and what they list is complete."""
 
 import re
+import typing
 from importlib.resources import files
 from pathlib import Path
 
@@ -9,10 +10,11 @@ import pytest
 
 from consilience.cli.main import VERBS
 from consilience.component import KINDS
-from consilience.experiment.config import ExamplesTable, File, TrainTable
-from consilience.experiment.families import Randomised, Redraw, Retrain
+from consilience.experiment.families import Family
+from consilience.experiment.schema import ExamplesTable, File, LearntTable, RepresentTable, TrainTable
 
 ROOT = Path(__file__).parents[2]
+TABLES = [File, TrainTable, ExamplesTable, RepresentTable, LearntTable]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("changes/*.md")])
 
 
@@ -58,9 +60,7 @@ def test_the_readme_lists_every_verb():
     assert set(re.findall(r"^\| `(?!consilience)([a-z]+)[ `]", text, re.MULTILINE)) == set(VERBS)
 
 
-@pytest.mark.parametrize(
-    "table", [File, TrainTable, ExamplesTable, Retrain, Redraw, Randomised], ids=lambda table: table.__name__
-)
+@pytest.mark.parametrize("table", [*TABLES, *typing.get_args(Family)], ids=lambda table: table.__name__)
 def test_the_guide_explains_every_key_of_experiment_files(table):
     text = (ROOT / "docs" / "guide" / "experiment_files.md").read_text("utf-8")
     explained = set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE))

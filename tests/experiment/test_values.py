@@ -5,7 +5,7 @@ import pytest
 from consilience.component import measure
 from consilience.errors import SpecError
 from consilience.experiment.desk import Desk, Place
-from consilience.experiment.specs import Given, Predict, Subject, comparison, explanation
+from consilience.experiment.specs import Given, Predict, Prepared, Subject, comparison, explanation
 from consilience.experiment.store import Store
 from consilience.experiment.values import fetch
 
@@ -28,7 +28,7 @@ def test_what_is_not_there_is_said_not_to_be(tiny, made, role, of):
         "a model that is no training's": Subject(source=Given(weights="w", module="m", answers="a")),
     }[of]
     with pytest.raises(SpecError, match=f"expected '{role}', found nothing of the kind"):
-        fetch(role, comparison(measure.choose("accuracy"), what), Desk(Store(made), Place()))
+        fetch(role, comparison(Prepared(measure=measure.choose("accuracy")), what), Desk(Store(made), Place()))
 
 
 def test_a_fault_inside_is_not_taken_for_something_absent(tiny, made, monkeypatch):
@@ -37,6 +37,6 @@ def test_a_fault_inside_is_not_taken_for_something_absent(tiny, made, monkeypatc
 
     monkeypatch.setattr(Desk, "target", broken)
     maps = explanation(Subject(source=tiny.base), tiny.methods[0], tiny.examples, 0)
-    spec = comparison(measure.choose("accuracy"), maps)
+    spec = comparison(Prepared(measure=measure.choose("accuracy")), maps)
     with pytest.raises(KeyError, match="a fault"):
         fetch("target", spec, Desk(Store(made), Place()))

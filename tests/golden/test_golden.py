@@ -17,6 +17,7 @@ from torch import nn
 from consilience.attribution.gradient import gradient
 from consilience.component import KINDS
 from consilience.data.examples import Batch
+from consilience.models.ensemble import mean_of_models
 from consilience.rng import Rng
 from consilience.tensors import Table
 
@@ -62,7 +63,8 @@ def numbers(kind: str, component) -> list:
     """What a component makes of a fixed input."""
     x, target = images()
     flows = {"rng": Rng(5, [3, 1, 4, 9]), "background": x.flip(3), "patterns": laws.patterns(network(), x)}
-    side = 40 if component.name == "squeezenet1_1" else 12  # pixels; a deep network leaves nothing of a small image
+    deep = ("squeezenet1_1", "densenet121")
+    side = 40 if component.name in deep else 12  # pixels; a deep network leaves nothing of a small image
     make = {
         "attribution": lambda f: f(
             laws.fitting(f, network()), x, target, **{r: v for r, v in flows.items() if component.roles.get(r)}
@@ -76,10 +78,10 @@ def numbers(kind: str, component) -> list:
             [v for v in row if not isinstance(v, str)]
             for row in f(**{role: tables()[role] for role in component.roles}, draws=200)
         ],
-        "architecture": lambda f: fixed(f((1, side, side), 3)).double()(
-            x.repeat(1, 1, 4, 4)[..., :side, :side].double()
+        "architecture": lambda f: _answered(
+            fixed(f((1, side, side), 3)).double(), x.repeat(1, 1, 4, 4)[..., :side, :side].double(), target
         ),
-        "objective": lambda f: f(network(), Batch(torch.arange(4), x, target, torch.arange(4))),
+        "objective": lambda f: f(*_step(component, x, target)),
         "optimizer": lambda f: _steps(f),
         "augmentation": lambda f: f(x, Rng(5, [3, 1, 4, 9])),
         "edit": lambda f: _edited(component),
@@ -88,9 +90,25 @@ def numbers(kind: str, component) -> list:
     return json.loads(json.dumps(_plain(make[kind](component.function))))
 
 
+def _answered(model, x, label) -> torch.Tensor:
+    if getattr(model, "fitted", False):
+        model.fit(x, label)
+    return model(x)
+
+
 def _summed(examples) -> list:
     batch = examples.batch(range(7))
     return [examples.fingerprint, len(examples), batch.x.double().sum(dim=(1, 2, 3)), batch.label]
+
+
+def _step(component, x, target) -> tuple[nn.Module, Batch]:
+    """What an objective is of: a network, one with a single logit, or two in an ensemble."""
+    batch = Batch(torch.arange(4), x, target, torch.arange(4))
+    if component.name == "binary_cross_entropy":
+        return fixed(nn.Sequential(nn.Flatten(), nn.Linear(100, 1))), batch._replace(label=target.clamp(max=1))
+    if component.name == "cross_entropy":
+        return network(), batch
+    return mean_of_models([network(), fixed(nn.Sequential(nn.Flatten(), nn.Linear(100, 3)))]), batch
 
 
 def _edited(component) -> list:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from consilience.attribution.ensemble import mean_over_models
+from consilience.attribution.gradient import gradient
 from consilience.attribution.patterns import patterns_from_weights
 from consilience.rng import Rng
 from consilience.tensors import Patterns
@@ -227,6 +228,7 @@ def roles(n: int = 6) -> dict[str, Any]:
         "model": model,
         "x": x,
         "target": target,
+        "explain": gradient,
         "output": lambda x, target: model(x).gather(1, target[:, None])[:, 0],
         "baseline": 0.0,
         "activations": torch.randn(40, 5, generator=generator),
@@ -271,9 +273,9 @@ def order_moves_with_examples(measure: Callable[..., Any], wanted: Any) -> None:
 
 
 def undefined_is_nan(measure: Callable[..., Any], wanted: Any) -> None:
-    """An example whose maps or answers are NaN has the value NaN, and no exception is raised."""
+    """An example whose image, maps or answers are NaN has the value NaN, and no exception is raised."""
     values = roles()
-    for role in ("maps", "other", "logits"):
+    for role in ("x", "maps", "other", "logits"):
         if role in wanted:
             values[role] = values[role].clone()
             values[role][2] = torch.nan

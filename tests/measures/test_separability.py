@@ -18,6 +18,7 @@ from consilience.measures import logistic
 from consilience.measures import separability as room
 from consilience.measures.agreement import cosine, wrong_image
 from consilience.measures.as_published import separability_row_split
+from consilience.measures.classifiers import learner
 from consilience.measures.separability import Portion, _held_out, _portion, separability
 from consilience.measures.splits import plan_of as drawn
 from consilience.models.mlp import mlp
@@ -115,7 +116,7 @@ def test_noise_near_the_threshold_of_being_told_apart_is_fitted_as_by_scikit_lea
     plan, rows = plan_of(torch.arange(n), permutations=2), torch.cat([a, b]).double()
     answer = torch.cat([plan.exchanged, ~plan.exchanged], 1)
     fold = plan.fold[0].repeat(2)
-    found = _held_out(rows[None], fold, plan.inner[0].repeat(2), answer, 1.0, Portion(1, 3, 3))[0]
+    found = _held_out(rows[None], fold, plan.inner[0].repeat(2), answer, learner("logistic", 1.0), Portion(1, 3, 3))[0]
     for kind in range(3):
         learn = fold != kind
         z = StandardScaler().fit(rows[learn].numpy()).transform(rows.numpy())
@@ -315,7 +316,7 @@ def test_the_chosen_strength_is_that_of_a_search_by_hand():
     plan = plan_of(torch.arange(60), permutations=0)
     rows, fold, inner = torch.cat([a, b]).flatten(1).double(), plan.fold[0].repeat(2), plan.inner[0].repeat(2)
     answer = torch.cat([torch.zeros(60), torch.ones(60)])[None].bool()
-    found = _held_out(rows[None], fold, inner, answer, "cross_validated", Portion(1, 3, 1))[0, 0]
+    found = _held_out(rows[None], fold, inner, answer, learner("logistic", "cross_validated"), Portion(1, 3, 1))[0, 0]
     for kind in range(3):
         learn = fold != kind
         z = StandardScaler().fit(rows[learn].numpy()).transform(rows.numpy())

@@ -212,11 +212,11 @@ def test_torch_s_generator_is_untouched_also_when_an_initializer_fails(initializ
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in weights.items())
 
 
-@pytest.mark.parametrize("name", architecture.names())
+@pytest.mark.parametrize("name", sorted({*architecture.names()} - {"rbf_svm"}))  # which has no weights to draw
 def test_a_full_randomisation_changes_every_weight_and_the_answers(name):
     make, x = architecture.get(name).function, X
-    if name == "squeezenet1_1":  # it needs more pixels
-        x = torch.nn.functional.interpolate(X, 20)
+    if side := {"squeezenet1_1": 20, "densenet121": 32}.get(name):  # they need more pixels
+        x = torch.nn.functional.interpolate(X, side)
     model = learnt(normalised(make((2, *x.shape[2:]), 4), (0.1, 0.2), (0.5, 0.25)))
     twin, coverage = edited(model)
     assert coverage.kept == ()

@@ -14,7 +14,7 @@ from tests.reporting.rows import HOSTILE, sized, strained, told
 from consilience import Store, component, load, report, run
 from consilience.data.examples import Arrays
 from consilience.experiment.desk import Desk, Place
-from consilience.experiment.specs import Data
+from consilience.experiment.specs import Data, Prepared
 from consilience.reporting.curves import COLOURS, GREY, INK
 from consilience.reporting.grades import number
 from consilience.reporting.html import rendered
@@ -68,9 +68,8 @@ def dots(root):
 
 def sizes_of(compare, examples, made):
     """What is found of measures on examples in memory."""
-    experiment = msgspec.structs.replace(
-        made[0], compare=tuple(map(component.measure.choose, compare)), examples=Data(fingerprint="handed")
-    )
+    chosen = tuple(Prepared(measure=component.measure.choose(one)) for one in compare)
+    experiment = msgspec.structs.replace(made[0], compare=chosen, examples=Data(fingerprint="handed"))
     return sizes(experiment, Desk(None, Place(handed={"handed": examples} if examples else {})))
 
 

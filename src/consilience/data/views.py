@@ -3,12 +3,18 @@
 from collections.abc import Sequence
 from typing import Annotated
 
+import numpy as np
+import torch
+from jaxtyping import Int
 from msgspec import Meta
+from torch import Tensor
 
 from consilience.component import dataset
 from consilience.data.examples import Batch, Dataset, Example, Examples, fingerprint
 from consilience.data.mnist10k import mnist10k
 from consilience.errors import DataError
+from consilience.rng import permutation
+from consilience.tensors import slices
 
 
 @dataset(version=1)
@@ -20,6 +26,80 @@ def subset(*, of: Dataset = mnist10k, count: Annotated[int, Meta(ge=1)]) -> Exam
         count: How many examples are left.
     """
     return First(of(), count)
+
+
+@dataset(version=1)
+def random_subset(
+    *, of: Dataset = mnist10k, share: Annotated[float, Meta(gt=0, le=1)] = 0.8, seed: Annotated[int, Meta(ge=0)] = 0
+) -> Examples:
+    """Some examples of another data set, drawn without replacement, in their order there.
+
+    Args:
+        of: The data set of which they are drawn.
+        share: Of the examples, how many are drawn; at least one is.
+        seed: Another seed draws others.
+    """
+    whole = of()
+    count = max(1, round(share * len(whole)))
+    ids = np.sort(permutation(len(whole), "subset", seed)[:count])
+    return Some(whole, torch.from_numpy(ids), subset_fingerprint(whole.fingerprint, share, seed))
+
+
+@dataset(version=1)
+def without_fold(
+    *, of: Dataset = mnist10k, folds: Annotated[int, Meta(ge=2)] = 5, fold: Annotated[int, Meta(ge=0)] = 0
+) -> Examples:
+    """The examples of another data set but for one of ``folds`` equal parts, which are the same for every fold.
+
+    What may not be separated (an image, a patient) is in one part.
+
+    Args:
+        of: The data set that is divided.
+        folds: How many parts.
+        fold: The part that is left out, counted from 0.
+    """
+    whole = of()
+    if fold >= folds:
+        raise DataError(f"without_fold: expected a fold from 0 to {folds - 1}, found {fold}; change it or 'folds'")
+    groups = torch.cat([whole.batch(range(part.start, part.stop)).groups for part in slices(len(whole), 4096)])
+    names, group = torch.unique(groups, return_inverse=True)
+    part_of = torch.from_numpy(permutation(len(names), "folds", folds)) % folds
+    ids = (part_of[group] != fold).nonzero()[:, 0]
+    if len(ids) == 0:
+        raise DataError(f"without_fold: expected examples in {folds} folds, found {len(whole)}; choose fewer folds")
+    return Some(whole, ids, fold_fingerprint(whole.fingerprint, folds, fold))
+
+
+def subset_fingerprint(whole: str, share: float, seed: int) -> str:
+    """The fingerprint of a random subset, known without reading anything."""
+    return fingerprint(b"random", whole.encode(), f"{share} {seed}".encode())
+
+
+def fold_fingerprint(whole: str, folds: int, fold: int) -> str:
+    """The fingerprint of all but a fold, known without reading anything."""
+    return fingerprint(b"fold", whole.encode(), f"{folds} {fold}".encode())
+
+
+class Some:
+    """Some of some examples, counted anew from 0."""
+
+    def __init__(self, whole: Examples, ids: Int[Tensor, " m"], mark: str) -> None:
+        self.whole, self.ids = whole, ids
+        self.shape, self.classes, self.mean, self.sd = whole.shape, whole.classes, whole.mean, whole.sd
+        self.fingerprint = mark
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> Example:
+        if not 0 <= index < len(self):  # an IndexError, because it ends a loop over the examples
+            raise IndexError(f"expected an id from 0 to {len(self) - 1}, found {index}; choose another")
+        return self.whole[int(self.ids[index])]
+
+    def batch(self, ids: Sequence[int]) -> Batch:
+        """These examples, stacked."""
+        rows = torch.as_tensor(ids, dtype=torch.long)
+        return self.whole.batch(self.ids[rows].tolist())._replace(ids=rows)
 
 
 class First:

@@ -4,60 +4,33 @@ import functools
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import msgspec
 import torch
-from torch import nn
 
 from consilience import component
 from consilience.component import Choice
 from consilience.errors import DataError, SpecError, unknown
 from consilience.experiment.desk import Place, check_asked, load_examples, untrained
-from consilience.experiment.experiment import Experiment
-from consilience.experiment.families import Family, Redraw, with_layers
-from consilience.experiment.specs import Data, Train
-from consilience.tensors import Channels
+from consilience.experiment.experiment import Experiment, Learnt, Represented
+from consilience.experiment.families import Redraw, with_layers
+from consilience.experiment.schema import (
+    Count,
+    ExamplesTable,
+    File,
+    LearntTable,
+    RepresentTable,
+    SelectTable,
+    TrainTable,
+)
+from consilience.experiment.specs import Data, Prepared, Train
+from consilience.models.edits import blocks_of
+from consilience.models.split import Normalised
+from consilience.tensors import Channels, Normalisation
 
-Count = Annotated[int, msgspec.Meta(ge=1)]
+HOW = ("channels", "normalise", "pool")  # keys beside a measure's own options
 BACKGROUND = 100  # examples, where the file names none
-
-
-class TrainTable(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """``[train]``: the recipe of the base."""
-
-    data: Any
-    model: Any
-    epochs: Count
-    batch_size: Count = 64
-    optimizer: Any = "adadelta"
-    objective: Any = "cross_entropy"
-    augmentation: Any = None
-    keep: tuple[Count, ...] = ()
-
-
-class ExamplesTable(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """``[examples]``: what is explained."""
-
-    data: Any
-    count: Count | None = None
-
-
-class File(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """An experiment file, before its components are looked up."""
-
-    name: str
-    train: TrainTable
-    examples: ExamplesTable
-    background: ExamplesTable | None = None
-    explain: list[Any]
-    controls: list[Any] = []
-    compare: list[Any] = []
-    judge: list[Any] = []
-    summarise: tuple[Any, ...] = ("calibrated_similarity", "consistency")
-    channels: Channels = "sum"
-    family: list[Family] = []
-    profile: dict[str, dict[str, Any]] = {}
 
 
 def load(
@@ -146,6 +119,10 @@ def _resolved(file: File, place: Place) -> Experiment:
     examples = _data(file.examples.data, file.examples.count, "examples.data", place)
     if any(not 1 <= epoch < train.epochs for epoch in train.keep):
         raise SpecError(f"train.keep: expected epochs before the last ({train.epochs}), found {list(train.keep)}")
+    if getattr(_built(train, place).model, "fitted", False) and (train.epochs, train.keep) != (1, ()):
+        raise SpecError(
+            f"train.epochs: expected 1 and no 'keep' for a model that is fitted at once, found {train.epochs}"
+        )
     augmentation = train.augmentation and component.augmentation.choose(train.augmentation, "train.augmentation")
     base = Train(
         data=data,
@@ -156,6 +133,7 @@ def _resolved(file: File, place: Place) -> Experiment:
         batch_size=train.batch_size,
         augmentation=augmentation,
         keep=train.keep,
+        average_from=train.average_from,
     )
     families = file.family if any(isinstance(f, Redraw) for f in file.family) else [*file.family, Redraw()]
     methods = _all(component.attribution, file.explain, "explain")
@@ -168,21 +146,78 @@ def _resolved(file: File, place: Place) -> Experiment:
         methods=methods,
         controls=controls,
         background=background,
-        compare=_all(component.measure, file.compare, "compare"),
+        compare=tuple(_prepared(one, f"compare[{i}]", file.channels) for i, one in enumerate(file.compare)),
         judge=_all(component.measure, file.judge, "judge"),
         summarise=_all(component.summary, file.summarise, "summarise"),
         channels=file.channels,
+        conditions=file.conditions,
+        represent=_represented(file.represent, train, place),
+        learnt=_learnt(file.explanation_accuracy, place),
+        select=_selected(train.select, place),
         families=tuple(with_layers(family, functools.partial(_built, train, place)) for family in families),
     )
     _check(experiment)
     return experiment
 
 
+def _prepared(given: Any, where: str, channels: Channels) -> Prepared:
+    """A measure, with what its table says of how maps are prepared for it."""
+    how = {name: given[name] for name in HOW if name in given} if isinstance(given, Mapping) else {}
+    rest = {name: value for name, value in given.items() if name not in HOW} if how else given
+    try:
+        return Prepared(
+            measure=component.measure.choose(rest, where),
+            channels=msgspec.convert(how.get("channels", channels), Channels),
+            normalise=msgspec.convert(how.get("normalise", "none"), Normalisation),
+            pool=msgspec.convert(how.get("pool"), Count | None),
+        )
+    except msgspec.ValidationError as error:
+        raise SpecError(f"{where}: {error}; how maps are prepared is said by {', '.join(HOW)}") from None
+
+
+def _represented(table: RepresentTable, train: TrainTable, place: Place) -> Represented:
+    """The layers and tensors by which models are compared; all that hold weights where none are named."""
+    if not (table.measures or table.weights):
+        return Represented()
+    model = _built(train, place)
+    layers = [layer if isinstance(layer, str) else layer[0] for layer in blocks_of(model)]
+    tensors = [name for name, tensor in model.state_dict().items() if tensor.is_floating_point()]
+    known = {name.removeprefix("model.") for name, _ in model.named_modules() if name}
+    for kind, names, there in (("layer", table.layers, known), ("tensor", table.tensors, tensors)):
+        for name in names:
+            if name not in there:
+                raise SpecError(f"represent: {unknown(kind, name, there)}")
+    return Represented(
+        measures=_all(component.measure, table.measures, "represent.measures"),
+        layers=table.layers or tuple(layers),
+        places=table.places,
+        weights=_all(component.measure, table.weights, "represent.weights"),
+        tensors=table.tensors or tuple(tensors),
+    )
+
+
+def _learnt(table: LearntTable | None, place: Place) -> Learnt | None:
+    if table is None:
+        return None
+    return Learnt(epochs=table.epochs, data=_data(table.data, table.count, "explanation_accuracy.data", place))
+
+
+def _selected(table: SelectTable | None, place: Place) -> tuple[Choice, Data] | None:
+    if table is None:
+        return None
+    by = component.measure.choose(table.by, "train.select.by")
+    if by.component.roles.keys() - {"logits", "label"}:
+        raise SpecError(
+            f"train.select.by: expected a measure of answers, found {by.label}; choose one such as accuracy"
+        )
+    return by, _data(table.data, None, "train.select.data", place)
+
+
 def _all(kind: component.Kind, given: Sequence[Any], where: str) -> tuple[Choice, ...]:
     return tuple(kind.choose(one, f"{where}[{index}]") for index, one in enumerate(given))
 
 
-def _built(train: TrainTable, place: Place) -> nn.Module:
+def _built(train: TrainTable, place: Place) -> Normalised:
     """The untrained model, for the names of its layers."""
     examples = load_examples(component.dataset.choose(train.data, "train.data"), place)
     with torch.random.fork_rng(devices=[]):
@@ -209,7 +244,8 @@ def _data(given: Any, count: int | None, where: str, place: Place) -> Data:
 
 def _check(experiment: Experiment) -> None:
     """What only shows when all parts are known."""
-    for where, measures, paired in (("compare", experiment.compare, True), ("judge", experiment.judge, False)):
+    compared = tuple(how.measure for how in experiment.compare)
+    for where, measures, paired in (("compare", compared, True), ("judge", experiment.judge, False)):
         for index, choice in enumerate(measures):
             if ("other" in choice.component.roles) != paired:
                 right = "judge" if paired else "compare"
@@ -220,8 +256,14 @@ def _check(experiment: Experiment) -> None:
     for where, chosen in (("explain", experiment.methods), ("controls", experiment.controls)):
         for index, method in enumerate(chosen):
             check_asked(method, f"{where}[{index}].{method.use}")
+    for index, choice in enumerate((*experiment.represent.measures, *experiment.represent.weights)):
+        wanted = "activations" if index < len(experiment.represent.measures) else "weights"
+        if wanted not in choice.component.roles:
+            raise SpecError(
+                f"represent: expected a measure of {wanted}, found {choice.label}; move it or choose another"
+            )
     names = [family.name for family in experiment.families]
     if len(set(names)) < len(names):
         raise SpecError(f"family: expected different names, found {names}; give each family a name of its own")
     for family in experiment.families:
-        family.members(experiment.base)
+        experiment.members_of(family)

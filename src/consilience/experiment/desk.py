@@ -6,15 +6,18 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
 import torch
 from torch import Tensor, nn
 
 from consilience.component import Choice
 from consilience.data.examples import Batch, Examples, checked
+from consilience.data.maps import maps_as_images
 from consilience.errors import DataError, ModelError, SpecError
-from consilience.experiment.specs import Data, Explain, Given, Predict, Select, Spec, Subject, Train
+from consilience.experiment.specs import Average, Data, Explain, Given, Predict, Select, Spec, Subject, Train
 from consilience.experiment.store import Store
-from consilience.models.split import normalised
+from consilience.models.ensemble import mean_of_models, select_greedily
+from consilience.models.split import Normalised, normalised
 from consilience.rng import Rng
 from consilience.tensors import Coverage, slices
 from consilience.training.loop import begun
@@ -42,6 +45,9 @@ class Desk(NamedTuple):
         Raises:
             DataError: They are not what they were when the experiment was loaded.
         """
+        if data.maps is not None:
+            whole = self.examples(data.maps.data)
+            return maps_as_images(self.store.tensors(data.maps)["maps"], labels(whole), whole.classes)
         if data.choice is None:
             return self.place.handed[data.fingerprint]
         examples = load_examples(data.choice, self.place)
@@ -52,7 +58,7 @@ class Desk(NamedTuple):
             )
         return examples
 
-    def fresh(self, spec: Train) -> nn.Module:
+    def fresh(self, spec: Train) -> Normalised:
         """The untrained model of a training; its weights are drawn from the global generator."""
         return untrained(spec.model, self.examples(spec.data))
 
@@ -73,7 +79,8 @@ class Desk(NamedTuple):
         """
         source = subject.source
         if isinstance(source, Select):
-            return self.edited(source.candidates[self.store.table(source)["best"]])
+            best = source.candidates[self.store.table(source)["best"]]
+            return self.edited(msgspec.structs.replace(best, edit=subject.edit, edit_seed=subject.edit_seed))
         model = self._unedited(source, subject.epoch)
         if subject.edit is None:
             return model, None
@@ -86,6 +93,9 @@ class Desk(NamedTuple):
     def _unedited(self, source: Spec, epoch: int | None) -> nn.Module:
         if isinstance(source, Given):
             return copy.deepcopy(self.handed(source)).eval().requires_grad_(False)
+        if isinstance(source, Average):
+            chosen = self.store.table(source)["members"]
+            return mean_of_models([self.model(source.members[position]) for position in chosen])
         if not isinstance(source, Train):
             raise SpecError(f"{source.stage} {source.digest[:12]}: expected a trained model; name a Train or a Select")
         weights = self.store.tensors(source, _file_of(source, epoch))
@@ -93,6 +103,13 @@ class Desk(NamedTuple):
             model = self.fresh(source)
         loaded(model, weights, f"{source.stage} {source.digest[:12]}")
         return model
+
+    def greedy(self, spec: Average) -> list[int]:
+        """Positions of the members that an ensemble holds: all, or those that are chosen by their answers."""
+        if spec.size is None:
+            return list(range(len(spec.members)))
+        answers = torch.stack([self.store.tensors(answer)["logits"].softmax(1) for answer in spec.by])
+        return select_greedily(answers, labels(self.examples(spec.by[0].data)), spec.size)
 
     def handed(self, given: Given) -> nn.Module:
         """The model that a user handed over.
@@ -147,7 +164,7 @@ def _file_of(source: Train, epoch: int | None) -> str:
     return f"epoch-{epoch}"
 
 
-def untrained(architecture: Choice, examples: Examples) -> nn.Module:
+def untrained(architecture: Choice, examples: Examples) -> Normalised:
     """A model for these examples, their mean and deviation in front; draws from the global generator."""
     module = architecture.build()(examples.shape, len(examples.classes))
     return normalised(module, examples.mean, examples.sd)

@@ -2,19 +2,23 @@
 
 from collections.abc import Callable
 from itertools import combinations
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
+from msgspec import Meta
 from torch import nn
 
-from consilience.component import architecture, edit
+from consilience.component import architecture, dataset, edit
+from consilience.data.views import fold_fingerprint, subset_fingerprint
 from consilience.errors import SpecError
-from consilience.experiment.specs import Given, Subject, Train
+from consilience.experiment.specs import Average, Data, Given, Subject, Train
 from consilience.models.edits import Order, blocks_of, cascade
+from consilience.rng import number
 
 Source = Train | Given
 CHANCES = ("init", "order", "noise", "augment")
-Factor = Literal["init", "order", "noise", "augment", "dropout_rate"]
+Factor = Literal["init", "order", "noise", "augment", "dropout_rate", "subset", "everything", "nothing"]
+"""What twins may differ in: ``everything`` is all four chances at once, ``nothing`` is the same training run again."""
 
 
 class Member(NamedTuple):
@@ -23,6 +27,11 @@ class Member(NamedTuple):
     name: str
     subject: Subject
     seed: int
+
+    @property
+    def kept(self) -> tuple[int, ...]:
+        """Epochs of its training whose weights were kept, but for the last."""
+        return self.subject.source.keep if isinstance(self.subject.source, Train) else ()
 
 
 class Pair(NamedTuple):
@@ -41,22 +50,23 @@ class Retrain(msgspec.Struct, frozen=True, kw_only=True, tag="retrain", tag_fiel
     """
 
     values: dict[Factor, list[float | int]]
+    share: Annotated[float, Meta(gt=0, le=1)] = 0.8
+    """Of the training examples, how many a subset holds."""
     name: str = "twins"
 
     def members(self, base: Source) -> list[Member]:
         """The base, then each twin."""
-        if not isinstance(base, Train):
-            raise SpecError(
-                f"family '{self.name}': expected a base that can be trained again, found weights; leave it out"
-            )
+        base = _trained(self.name, base)
         if not self.values or any(len(set(values)) < max(2, len(values)) for values in self.values.values()):
             raise SpecError(
                 f"family '{self.name}': expected two or more different values of each factor, found {self.values}; "
                 "the first is the base's, each further one makes a twin"
             )
         for factor, values in self.values.items():
-            base = varied(base, factor, values[0])
-        twins = [varied(base, factor, value) for factor, values in self.values.items() for value in values[1:]]
+            base = varied(base, factor, values[0], self.share)
+        twins = [
+            varied(base, factor, value, self.share) for factor, values in self.values.items() for value in values[1:]
+        ]
         names = [f"{factor} {value}" for factor, values in self.values.items() for value in values[1:]]
         return [
             Member(name, Subject(source=train), seed)
@@ -69,6 +79,81 @@ class Retrain(msgspec.Struct, frozen=True, kw_only=True, tag="retrain", tag_fiel
             Pair(a, b, differences(members[a].subject, members[b].subject))
             for a, b in combinations(range(len(members)), 2)
         ]
+
+
+class Folds(msgspec.Struct, frozen=True, kw_only=True, tag="folds", tag_field="type", forbid_unknown_fields=True):
+    """The base trained on all examples but one fold, once for each fold; every two are compared."""
+
+    count: Annotated[int, Meta(ge=2)] = 5
+    name: str = "folds"
+
+    def members(self, base: Source) -> list[Member]:
+        """A training without each fold."""
+        base = _trained(self.name, base)
+        return [
+            Member(f"without fold {fold}", Subject(source=_on(base, "fold", fold, self.count)), fold)
+            for fold in range(self.count)
+        ]
+
+    def pairs(self, members: list[Member]) -> list[Pair]:
+        """Every two of them."""
+        return [Pair(a, b, ("fold",)) for a, b in combinations(range(len(members)), 2)]
+
+
+class Epochs(msgspec.Struct, frozen=True, kw_only=True, tag="epochs", tag_field="type", forbid_unknown_fields=True):
+    """The base as it was after each kept epoch, compared with itself at the end."""
+
+    name: str = "epochs"
+
+    def members(self, base: Source) -> list[Member]:
+        """The finished base, then each kept epoch."""
+        base = _trained(self.name, base)
+        if not base.keep:
+            raise SpecError(f"family '{self.name}': expected epochs that were kept, found none; add 'keep' to [train]")
+        kept = [Member(f"epoch {epoch}", Subject(source=base, epoch=epoch), 1 + i) for i, epoch in enumerate(base.keep)]
+        return [Member(f"epoch {base.epochs}", Subject(source=base), 0), *kept]
+
+    def pairs(self, members: list[Member]) -> list[Pair]:
+        """The end with every kept epoch."""
+        return [Pair(0, position, (member.name,)) for position, member in enumerate(members) if position]
+
+
+class Ensembles(
+    msgspec.Struct, frozen=True, kw_only=True, tag="ensembles", tag_field="type", forbid_unknown_fields=True
+):
+    """Averaging ensembles, no model in two of them; every two are compared.
+
+    With candidates they are hyper-deep: of so many models, each with options of the architecture drawn from a list
+    and seeds of its own, those are chosen one by one that help the ensemble most on the data of ``train.select``.
+    """
+
+    size: Annotated[int, Meta(ge=2)] = 3
+    """Models in each ensemble; they differ in all chances."""
+    count: Annotated[int, Meta(ge=2)] = 3
+    candidates: Annotated[int, Meta(ge=2)] | None = None
+    search: dict[str, list[Any]] = {}
+    """Options of the architecture, and the values from which each candidate's are drawn."""
+    name: str = "averaging ensembles"
+
+    def members(self, base: Source) -> list[Member]:
+        """The ensembles; how candidates answer is for the experiment to say."""
+        base, found, each = _trained(self.name, base), [], self.candidates or self.size
+        for place in range(self.count):
+            seeds = range(place * each, (place + 1) * each)
+            parts = tuple(Subject(source=self._candidate(base, seed)) for seed in seeds)
+            whole = Average(members=parts, size=self.size if self.candidates else None)
+            found.append(Member(f"ensemble {place + 1}", Subject(source=whole), place))
+        return found
+
+    def pairs(self, members: list[Member]) -> list[Pair]:
+        """Every two of them."""
+        return [Pair(a, b, ("members",)) for a, b in combinations(range(len(members)), 2)]
+
+    def _candidate(self, base: Train, seed: int) -> Train:
+        drawn = {option: values[number(option, seed) % len(values)] for option, values in self.search.items()}
+        options = {"use": base.model.use, **base.model.options, **drawn}
+        model = architecture.choose(options, f"family '{self.name}'.search")
+        return varied(msgspec.structs.replace(base, model=model), "everything", seed)
 
 
 class Redraw(msgspec.Struct, frozen=True, kw_only=True, tag="redraw", tag_field="type", forbid_unknown_fields=True):
@@ -155,7 +240,7 @@ class SideBySide(msgspec.Struct, frozen=True, kw_only=True):
         return [Pair(a, b, ("model",)) for a, b in combinations(range(len(members)), 2)]
 
 
-Family = Retrain | Redraw | Randomised
+Family = Retrain | Folds | Epochs | Ensembles | Redraw | Randomised
 """What an experiment file can name."""
 
 AnyFamily = Family | SideBySide
@@ -168,18 +253,41 @@ def with_layers(family: Family, build: Callable[[], nn.Module]) -> Family:
     return family
 
 
-def varied(base: Train, factor: str, value: Any) -> Train:
+def _trained(name: str, base: Source) -> Train:
+    if not isinstance(base, Train):
+        raise SpecError(f"family '{name}': expected a base that can be trained again, found weights; leave it out")
+    return base
+
+
+def varied(base: Train, factor: str, value: Any, share: float = 0.8) -> Train:
     """The training with another value of one factor.
 
     Raises:
         SpecError: The value is none that the factor takes.
     """
-    if factor in CHANCES:
-        if not isinstance(value, int) or value < 0:
-            raise SpecError(f"factor '{factor}': expected seeds, whole numbers from 0 on, found {value}; give others")
-        return msgspec.structs.replace(base, **{factor: value})
-    options = {**base.model.options, "dropout": float(value)}
-    return msgspec.structs.replace(base, model=architecture.choose({"use": base.model.use, **options}, "dropout_rate"))
+    if factor == "dropout_rate":
+        options = {**base.model.options, "dropout": float(value)}
+        chosen = architecture.choose({"use": base.model.use, **options}, "dropout_rate")
+        return msgspec.structs.replace(base, model=chosen)
+    if not isinstance(value, int) or value < 0:
+        raise SpecError(f"factor '{factor}': expected seeds, whole numbers from 0 on, found {value}; give others")
+    if factor == "subset":
+        return _on(base, "subset", value, share)
+    fields = {"everything": CHANCES, "nothing": ("run",)}.get(factor, (factor,))
+    return msgspec.structs.replace(base, **dict.fromkeys(fields, value))
+
+
+def _on(base: Train, part: Literal["subset", "fold"], value: int, of: float) -> Train:
+    """The training on a part of its examples."""
+    if (whole := base.data.choice) is None:
+        raise SpecError(f"factor '{part}': expected a data set that can be divided, found examples in memory; name one")
+    if part == "subset":
+        chosen: dict[str, Any] = {"use": "random_subset", "of": whole, "share": of, "seed": value}
+        mark = subset_fingerprint(base.data.fingerprint, of, value)
+    else:
+        chosen = {"use": "without_fold", "of": whole, "folds": int(of), "fold": value}
+        mark = fold_fingerprint(base.data.fingerprint, int(of), value)
+    return msgspec.structs.replace(base, data=Data(choice=dataset.choose(chosen, part), fingerprint=mark))
 
 
 def differences(a: Subject, b: Subject) -> tuple[str, ...]:
@@ -192,8 +300,15 @@ def differences(a: Subject, b: Subject) -> tuple[str, ...]:
     for field in msgspec.structs.fields(Train):
         one, two = getattr(a.source, field.name), getattr(b.source, field.name)
         if one != two:
-            found += _inside(one, two) if field.name == "model" else [field.name]
+            found += _inside(one, two) if field.name == "model" else [_called(field.name, one, two)]
     return tuple(found)
+
+
+def _called(field: str, one: Any, two: Any) -> str:
+    """The factor after which a field is named."""
+    if field == "data" and all(data.choice and data.choice.use == "random_subset" for data in (one, two)):
+        return "subset"
+    return {"run": "nothing"}.get(field, field)
 
 
 def _inside(one: Any, two: Any) -> list[str]:

@@ -10,6 +10,9 @@ import msgspec
 from consilience.component import Choice
 from consilience.tensors import Channels, Normalisation
 
+Condition = Literal["all", "both_right", "both_agree"]
+"""Of which examples a summary is: of all, of those that both models name rightly, or alike."""
+
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, dict=True):
     """A part of a spec that is no artifact by itself. A field at its default is left out of every digest."""
@@ -53,10 +56,14 @@ class Data(Record, frozen=True, kw_only=True):
 
     fingerprint: str
     choice: Choice | None = None
+    maps: "Explain | None" = None
+    """Maps that stand in the place of the images: what explanation accuracy is learnt from."""
 
     @property
     def label(self) -> str:
         """How a person would write it."""
+        if self.maps is not None:
+            return f"maps by {self.maps.method.label} of {self.maps.data.label}"
         return "examples in memory" if self.choice is None else self.choice.label
 
 
@@ -76,6 +83,10 @@ class Train(Spec, frozen=True, kw_only=True):
     augment: int = 0
     keep: tuple[int, ...] = ()
     """Epochs whose weights are kept besides the last one's."""
+    average_from: int | None = None
+    """The weights are their mean after this epoch and every later one (stochastic weight averaging)."""
+    run: int = 0
+    """Which of several trainings that differ in nothing at all."""
 
 
 class Given(Spec, frozen=True, kw_only=True):
@@ -89,7 +100,7 @@ class Given(Spec, frozen=True, kw_only=True):
 class Subject(Record, frozen=True, kw_only=True):
     """A model, as it is explained: of which artifact, after which epoch, and what was then done to its weights."""
 
-    source: "Train | Given | Select | Fit"
+    source: "Train | Given | Select | Average | Fit"
     epoch: int | None = None
     edit: Choice | None = None
     edit_seed: int | None = None
@@ -105,10 +116,20 @@ class Fit(Spec, frozen=True, kw_only=True):
 
 
 class Select(Spec, frozen=True, kw_only=True):
-    """Which candidate is best by a measure of each: the best epoch, the best members."""
+    """Which candidate is best by a measure of each: the best epoch, the best member."""
 
     candidates: tuple[Subject, ...]
     by: "tuple[Measure, ...]"
+
+
+class Average(Spec, frozen=True, kw_only=True):
+    """An averaging ensemble: the mean of the members' probabilities, or of as many as are chosen greedily."""
+
+    members: tuple[Subject, ...]
+    size: int | None = None
+    """How many to choose from the members, one after the other, each where it helps most, repeatedly if it does."""
+    by: "tuple[Predict, ...]" = ()
+    """The members' answers by which they are chosen."""
 
 
 class Predict(Spec, frozen=True, kw_only=True):
@@ -116,6 +137,16 @@ class Predict(Spec, frozen=True, kw_only=True):
 
     subject: Subject
     data: Data
+
+
+class Activate(Spec, frozen=True, kw_only=True):
+    """What one layer of a model answers to examples, a row for each example and place."""
+
+    subject: Subject
+    data: Data
+    layer: str
+    places: int | None = None
+    """Of each example, how many places are drawn; None takes all."""
 
 
 class Explain(Spec, frozen=True, kw_only=True):
@@ -135,14 +166,36 @@ class Measure(Spec, frozen=True, kw_only=True):
     """Values of one measure: of maps, of two models' maps, of answers, of a model or of two."""
 
     measure: Choice
-    of: Explain | Predict | Subject
-    other: Explain | Predict | Subject | None = None
+    of: Explain | Predict | Activate | Subject
+    other: Explain | Predict | Activate | Subject | None = None
     channels: Channels = "sum"
     normalise: Normalisation = "none"
     size: Literal["input"] = "input"
     pool: int | None = None
     """Side of the grid to which maps are averaged; None keeps every pixel."""
+    tensor: str | None = None
+    """Of two models' weights, which tensor of the state dict is compared."""
     seed: int | None = None
+
+
+class Prepared(Record, frozen=True, kw_only=True):
+    """A measure, and how maps are prepared for it: their channels joined, then scaled, then averaged to a grid."""
+
+    measure: Choice
+    channels: Channels = "sum"
+    normalise: Normalisation = "none"
+    pool: int | None = None
+
+    @property
+    def label(self) -> str:
+        """How a person would write it; how channels are joined is said elsewhere."""
+        scaled = "" if self.normalise == "none" else f" of {SCALED[self.normalise]} maps"
+        pooled = "" if self.pool is None else f" on a grid of {self.pool} x {self.pool}"
+        return self.measure.label + scaled + pooled
+
+
+SCALED = {"l1": "L1-scaled", "l2": "L2-scaled", "rank": "ranked", "sign": "sign"}
+"""How a person would write a normalisation, before the word 'maps'."""
 
 
 class Entry(Record, frozen=True, kw_only=True):
@@ -152,6 +205,8 @@ class Entry(Record, frozen=True, kw_only=True):
     b: int
     differs: tuple[str, ...]
     measure: Measure
+    answers: tuple[Predict, ...] = ()
+    """What the two models answered, where a summary is of the examples to which they answer in one way."""
 
 
 class Summary(Spec, frozen=True, kw_only=True):
@@ -161,6 +216,7 @@ class Summary(Spec, frozen=True, kw_only=True):
     table: tuple[Entry, ...]
     floor: tuple[Entry, ...] = ()
     wrong_image: tuple[Entry, ...] = ()
+    where: Condition = "all"
     seed: int | None = None
 
 
@@ -175,10 +231,18 @@ def explanation(subject: Subject, method: Choice, data: Data, seed: int, backgro
     )
 
 
-def comparison(measure: Choice, of: Any, other: Any = None, channels: Channels = "sum") -> Measure:
+def comparison(how: Prepared, of: Any, other: Any = None, tensor: str | None = None) -> Measure:
     """The spec of a measure's values."""
-    seed = 0 if measure.draws else None
-    return Measure(measure=measure, of=of, other=other, channels=channels, seed=seed)
+    return Measure(
+        measure=how.measure,
+        of=of,
+        other=other,
+        channels=how.channels,
+        normalise=how.normalise,
+        pool=how.pool,
+        tensor=tensor,
+        seed=0 if how.measure.draws else None,
+    )
 
 
 def plan(goals: Iterable[Spec], there: Container[Spec] = ()) -> list[Spec]:
@@ -209,14 +273,22 @@ def groups(specs: Iterable[Spec]) -> list[tuple[Spec, ...]]:
 
 def _shared(spec: Spec) -> object:
     """What all specs of a group have in common; the axis along which they differ is what is left out here."""
-    if isinstance(spec, Measure) and isinstance(spec.of, Explain) and isinstance(spec.other, Explain):  # the pair
-        how = (spec.measure, spec.channels, spec.normalise, spec.size, spec.pool, spec.seed)
-        what = (spec.of.method, spec.of.data, spec.of.target, spec.other.method)
-        return msgspec.json.encode((how, what), order="deterministic")
+    if isinstance(spec, Measure) and spec.other is not None:  # the pair
+        how = (spec.measure, spec.channels, spec.normalise, spec.size, spec.pool, spec.tensor, spec.seed)
+        return msgspec.json.encode((how, _compared(spec.of), _compared(spec.other)), order="deterministic")
     if isinstance(spec, Explain):  # the edit
         unedited = msgspec.structs.replace(spec.subject, edit=None, edit_seed=None)
         return msgspec.structs.replace(spec, subject=unedited).digest
     return spec.digest
+
+
+def _compared(of: Explain | Predict | Activate | Subject) -> object:
+    """What all members of a family that are compared have in common."""
+    if isinstance(of, Explain):
+        return (of.method, of.data, of.target)
+    if isinstance(of, Activate):
+        return (of.data, of.layer, of.places)
+    return of.data if isinstance(of, Predict) else type(of).__name__
 
 
 def _specs_in(value: object) -> Iterator[Spec]:

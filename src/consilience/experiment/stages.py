@@ -14,12 +14,26 @@ from consilience.data.examples import Batch, Examples
 from consilience.errors import ModelError, SpecError
 from consilience.experiment.desk import Desk, Place, batches
 from consilience.experiment.files import RowWriter, read_tensors, write_bytes, write_tensors
-from consilience.experiment.specs import Explain, Given, Measure, Predict, Select, Spec, Summary, Train
+from consilience.experiment.specs import (
+    Activate,
+    Average,
+    Explain,
+    Given,
+    Measure,
+    Predict,
+    Select,
+    Spec,
+    Summary,
+    Train,
+)
 from consilience.experiment.store import Store
 from consilience.experiment.values import measured, summarised
+from consilience.measures.representation import arranged
+from consilience.models.recording import record
 from consilience.rng import Rng, takes_rng
 from consilience.tensors import rows_per_chunk
-from consilience.training.loop import Chances, steady, train
+from consilience.training.fitting import fit
+from consilience.training.loop import Chances, begun, steady, train
 
 Tell = Callable[[float], None]
 """Takes the share of a job that is done, 0 to 1."""
@@ -45,9 +59,13 @@ def make(group: Sequence[Spec], root: Path, place: Place) -> None:
 def _train(group: Sequence[Train], desk: Desk, draft: Path, tell: Tell) -> None:
     (spec,) = group
     folder = draft / spec.stage / spec.digest
+    build, examples = functools.partial(desk.fresh, spec), desk.examples(spec.data)
+    if getattr(begun(build, spec.init).model, "fitted", False):
+        write_tensors(folder / "data.safetensors", fit(build, examples, spec.order))
+        return
     trained = train(
-        functools.partial(desk.fresh, spec),
-        desk.examples(spec.data),
+        build,
+        examples,
         objective=spec.objective.build(),
         optimizer=spec.optimizer.build(),
         epochs=spec.epochs,
@@ -55,6 +73,7 @@ def _train(group: Sequence[Train], desk: Desk, draft: Path, tell: Tell) -> None:
         chances=Chances(spec.init, spec.order, spec.noise, spec.augment),
         augmentation=spec.augmentation.build() if spec.augmentation else None,
         keep=spec.keep,
+        average_from=spec.average_from,
         checkpoint=folder / "checkpoint",
         on_epoch=lambda progress: tell(progress.epoch / progress.epochs),
     )
@@ -69,6 +88,22 @@ def _given(group: Sequence[Given], desk: Desk, draft: Path, tell: Tell) -> None:
     for spec in group:
         note = {"module": repr(desk.handed(spec))}
         write_bytes(draft / spec.stage / spec.digest / "handed.json", json.dumps(note).encode())
+
+
+def _average(group: Sequence[Average], desk: Desk, draft: Path, tell: Tell) -> None:
+    """Which models an ensemble holds; their weights stay where they are."""
+    for spec in group:
+        note = {"members": desk.greedy(spec)}
+        write_bytes(draft / spec.stage / spec.digest / "rows.json", json.dumps(note).encode())
+
+
+def _activate(group: Sequence[Activate], desk: Desk, draft: Path, tell: Tell) -> None:
+    for spec in group:
+        examples = desk.examples(spec.data)
+        batch = examples.batch(range(len(examples)))
+        answers = record(desk.model(spec.subject), batch.x, [spec.layer])[spec.layer]
+        rows = arranged(answers, spec.places, Rng(0, batch.ids.tolist()))
+        write_tensors(draft / spec.stage / spec.digest / "data.safetensors", {"activations": rows.contiguous()})
 
 
 def _select(group: Sequence[Select], desk: Desk, draft: Path, tell: Tell) -> None:
@@ -178,6 +213,8 @@ STAGES: dict[type[Spec], Callable[[Any, Desk, Path, Tell], None]] = {
     Train: _train,
     Given: _given,
     Select: _select,
+    Average: _average,
+    Activate: _activate,
     Predict: _predict,
     Explain: _explain,
     Measure: _measure,

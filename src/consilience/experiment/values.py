@@ -3,13 +3,25 @@
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import msgspec
 import torch
 from torch import Tensor
 
 from consilience.component import Component
-from consilience.errors import DataError, SpecError
+from consilience.errors import DataError, SpecError, unknown
 from consilience.experiment.desk import Desk, labels
-from consilience.experiment.specs import Data, Entry, Explain, Measure, Predict, Subject, Summary, Train
+from consilience.experiment.specs import (
+    Activate,
+    Condition,
+    Data,
+    Entry,
+    Explain,
+    Measure,
+    Predict,
+    Subject,
+    Summary,
+    Train,
+)
 from consilience.pairs import Maps, Pairs, over_family
 from consilience.rng import Rng
 from consilience.tensors import Row, Table, prepare, rows_per_chunk, slices
@@ -21,6 +33,10 @@ def measured(group: Sequence[Measure], desk: Desk) -> Iterator[tuple[Measure, di
     """The columns of each spec of a group, in the group's order; a family's pairs share their work."""
     component, function = group[0].measure.component, group[0].measure.build()
     roles = [role for role in component.roles if role not in ("maps", "other")]
+    for what in ("activations", "weights"):
+        if what in component.roles:
+            yield from _of_models(group, what, function, desk)
+            return
     if not {"maps", "other"} <= set(component.roles):
         for spec in group:
             wanted = {role: fetch(role, spec, desk) for role in component.roles}
@@ -35,6 +51,39 @@ def measured(group: Sequence[Measure], desk: Desk) -> Iterator[tuple[Measure, di
         results = _in_blocks(function, family, pairs, desk)
     for spec, result in zip(group, results, strict=True):
         yield spec, columns(component, result, spec, desk)
+
+
+def _of_models(
+    group: Sequence[Measure], what: str, function: Callable[..., Any], desk: Desk
+) -> Iterator[tuple[Measure, dict[str, Tensor]]]:
+    """A measure of what two models are made of, or answer inside, of every pair."""
+    sides = {_named(side): side for spec in group for side in (spec.of, spec.other)}
+    position, found = {name: index for index, name in enumerate(sides)}, list(sides.values())
+    pairs = [(position[_named(spec.of)], position[_named(spec.other)]) for spec in group]
+    family = Maps(len(found), lambda index: _part(what, found[index], group[0], desk))
+    for spec, result in zip(group, over_family(function, family, pairs), strict=True):
+        yield spec, columns(group[0].measure.component, result, spec, desk)
+
+
+def _named(side: Any) -> bytes:
+    return msgspec.json.encode(side, order="deterministic")
+
+
+def _part(what: str, of: Any, spec: Measure, desk: Desk) -> Tensor:
+    """The activations or weights of one model.
+
+    Raises:
+        SpecError: The spec names none, or one that the model has not.
+    """
+    if what == "activations" and isinstance(of, Activate):
+        return desk.store.tensors(of)["activations"]
+    if what == "weights" and isinstance(of, Subject):
+        weights = desk.model(of).state_dict()
+        if spec.tensor not in weights:
+            raise SpecError(f"{spec.measure.label}: {unknown('tensor', str(spec.tensor), weights)}")
+        chosen: Tensor = weights[spec.tensor]
+        return chosen
+    raise SpecError(f"{spec.measure.label}: expected {what} of two models, found {type(of).__name__}; compare models")
 
 
 def _in_blocks(
@@ -194,10 +243,10 @@ def columns(component: Component, result: Any, spec: Measure, desk: Desk) -> dic
 def summarised(spec: Summary, desk: Desk) -> Sequence[Row]:
     """The rows of a summary."""
     given: dict[str, Callable[[], Any]] = {
-        "table": lambda: table_of(spec.table, desk),
-        "floor": lambda: table_of(spec.floor, desk),
-        "wrong_image": lambda: table_of(spec.wrong_image, desk),
-        "null": lambda: table_of(spec.table, desk, "null"),
+        "table": lambda: table_of(spec.table, desk, spec.where),
+        "floor": lambda: table_of(spec.floor, desk, spec.where),
+        "wrong_image": lambda: table_of(spec.wrong_image, desk, spec.where),
+        "null": lambda: table_of(spec.table, desk, spec.where, "null"),
         "p": lambda: torch.stack([desk.store.tensors(entry.measure)["p"] for entry in spec.table]),
         "rng": lambda: Rng(spec.seed or 0, []),
     }
@@ -205,9 +254,9 @@ def summarised(spec: Summary, desk: Desk) -> Sequence[Row]:
     return rows
 
 
-def table_of(entries: Sequence[Entry], desk: Desk, column: str = "value") -> Table:
-    """One column of a family's pairs, side by side."""
-    values = [desk.store.tensors(entry.measure)[column] for entry in entries]
+def table_of(entries: Sequence[Entry], desk: Desk, where: Condition = "all", column: str = "value") -> Table:
+    """One column of a family's pairs, side by side; NaN for the examples that do not meet the condition."""
+    values = [_where(desk.store.tensors(entry.measure)[column], entry, where, desk) for entry in entries]
     if not entries:
         return Table((), (), (), torch.empty(0), torch.empty(0), torch.empty(0, 0))
     of = entries[0].measure.of
@@ -220,3 +269,14 @@ def table_of(entries: Sequence[Entry], desk: Desk, column: str = "value") -> Tab
         label,
         torch.stack(values),
     )
+
+
+def _where(value: Tensor, entry: Entry, where: Condition, desk: Desk) -> Tensor:
+    """The values of a pair, undefined where the two models did not answer as the condition says."""
+    if where == "all":
+        return value
+    one, other = (desk.store.tensors(answer)["logits"].argmax(1) for answer in entry.answers)
+    meets = one == other
+    if where == "both_right":
+        meets &= one == labels(desk.examples(entry.answers[0].data))
+    return value.masked_fill(~meets, torch.nan)

@@ -123,7 +123,7 @@ def problem_of(
     other = torch.ones(len(rows), n + 1, dtype=torch.bool, device=index.device).scatter_(1, learnt, False)
     others = pad_sequence([mine[:n].nonzero()[:, 0] for mine in other], batch_first=True, padding_value=n)
     order = torch.cat([learnt, others], 1)
-    scales = [_scale_of(z, places[mine]) for z, places, mine in zip(rows, index, used, strict=True)]
+    scales = [scale_of(z, places[mine]) for z, places, mine in zip(rows, index, used, strict=True)]
     turned = torch.ones(*order.shape, min(d, m) + 1, dtype=torch.float64, device=order.device)
     turned[..., -1] = order < n
     (_turn if d <= m else _turn_by_products)(turned[..., :-1], rows, scales, order, m)
@@ -135,12 +135,12 @@ def _turn(turned: Tensor, rows: Sequence[Tensor], scales: Sequence[Scale], order
     d = turned.shape[2]
     square = turned.new_zeros(len(rows), d, d)
     for z, scale, places, gram in zip(rows, scales, order, square, strict=True):
-        for some in slices(m, _at_once(d)):
+        for some in slices(m, at_once(d)):
             part = scale.of(z, places[some])
             gram.addmm_(part.T, part)
     axes = torch.linalg.eigh(square).eigenvectors
     for number, (z, scale) in enumerate(zip(rows, scales, strict=True)):
-        for some in slices(order.shape[1], _at_once(d)):
+        for some in slices(order.shape[1], at_once(d)):
             turned[number, some] = scale.of(z, order[number, some]) @ axes[number]
 
 
@@ -149,23 +149,24 @@ def _turn_by_products(turned: Tensor, rows: Sequence[Tensor], scales: Sequence[S
     k = order.shape[1]
     turned.zero_()
     for z, scale, places, products in zip(rows, scales, order, turned, strict=True):
-        for some in slices(z.shape[1], _at_once(k)):
+        for some in slices(z.shape[1], at_once(k)):
             part = scale.of(z, places, some)
             products.addmm_(part, part[:m].T)
     length, axes = torch.linalg.eigh(turned[:, :m])
     real = length > 10 * length[:, -1:] * m * torch.finfo(length.dtype).eps
     axes *= length.rsqrt().where(real, 0)[:, None]
-    for some in slices(k, _at_once(len(rows) * m)):
+    for some in slices(k, at_once(len(rows) * m)):
         turned[:, some] = turned[:, some] @ axes
 
 
-def _scale_of(rows: Float[Tensor, "n d"], learnt: Int[Tensor, " m"]) -> Scale:
-    columns = slices(rows.shape[1], _at_once(len(learnt)))
+def scale_of(rows: Float[Tensor, "n d"], learnt: Int[Tensor, " m"]) -> Scale:
+    """Of the rows that are learnt from, some features at a time."""
+    columns = slices(rows.shape[1], at_once(len(learnt)))
     parts = [_scale(rows[:, some].index_select(0, learnt).double()) for some in columns]
     return Scale(*map(torch.cat, zip(*parts, strict=True)))
 
 
-def _at_once(numbers: int) -> int:
+def at_once(numbers: int) -> int:
     """How many vectors of that many numbers are worked on at a time."""
     return max(1, CHUNK_BYTES // (8 * max(1, numbers)))
 
@@ -185,14 +186,18 @@ def margins(
         rows = rows * used[..., None]
     share = (answer * used[:, None]).sum(-1, keepdim=True) / used[:, None].sum(-1, keepdim=True)
     prior = torch.log(share) - torch.log1p(-share)
-    carries = _carries(rows, answer - share)
+    carries = carrying(rows, answer - share)
     w, reached = _optimum(rows, 2 * answer - 1, c, prior, carries)
-    f = torch.where(carries, (w @ problem.rows.mT).masked_fill_(~reached, torch.nan), prior)
+    return placed(problem, torch.where(carries, (w @ problem.rows.mT).masked_fill_(~reached, torch.nan), prior))
+
+
+def placed(problem: Problem, f: Float[Tensor, "splits labellings k"]) -> Float[Tensor, "splits labellings n"]:
+    """What was found of the problem's rows, where they stand among all."""
     found = f.new_empty(*f.shape[:2], problem.n + 1)
     return found.scatter_(2, problem.order[:, None].expand_as(f), f)[..., : problem.n]
 
 
-def _carries(rows: Tensor, pull: Tensor) -> Tensor:
+def carrying(rows: Tensor, pull: Tensor) -> Tensor:
     """Whether the gradient at no weights is more than rounding: where it is not, no weights are the optimum."""
     gain = (pull @ rows[..., :-1]).norm(dim=-1, keepdim=True)
     longest, total = rows[..., :-1].norm(dim=-1).amax(-1), rows[..., -1].sum(-1)

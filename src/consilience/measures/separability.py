@@ -14,7 +14,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from consilience.component import measure
 from consilience.errors import SpecError
-from consilience.measures.logistic import Problem, margins, problem_of
+from consilience.measures.classifiers import Classifier, Learner, Strength, learner
+from consilience.measures.logistic import Problem
 from consilience.measures.splits import INNER_FOLDS, Plan, plan_of, suffices
 from consilience.pairs import Pairs, over_pairs
 from consilience.rng import Rng
@@ -24,8 +25,6 @@ STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 SIDE_BY_SIDE, FEWEST = 60_000, 50  # margins of the pairs fitted at once; labellings, however many rows
 FIT_BYTES = 24 * 2**20  # of all that is fitted at once: pairs, splits and labellings are taken in such portions
 HELD_BYTES = 32 * 2**20  # of all twins' maps together; classes are taken in blocks of this size
-
-Strength = Annotated[float, Meta(gt=0)] | Literal["cross_validated"]
 
 
 class Separability(NamedTuple):
@@ -54,6 +53,7 @@ def separability(
     rng: Rng,
     *,
     by: Literal["class", "pooled"] = "class",
+    classifier: Classifier = "logistic",
     c: Strength = 1.0,
     folds: Annotated[int, Meta(ge=2)] = 3,
     repeats: Annotated[int, Meta(ge=1)] = 1,
@@ -62,7 +62,7 @@ def separability(
 ) -> Iterator[Separability]:
     """Twice the share of an image's held-out maps given to the right model, minus 1. NaN where it cannot be judged.
 
-    A logistic regression learns to tell the first model's maps from the second's, and is asked about
+    A classifier learns to tell the first model's maps from the second's, and is asked about
     images in no group that it learnt from. 0 is chance, and exactly 0 what identical maps get; 1 is every
     map given to the right model. A margin of exactly 0 is half right.
 
@@ -78,8 +78,12 @@ def separability(
 
     Args:
         by: A classifier for each true class, as published, or one for all images together.
-        c: Strength of fitting: the inverse of the ridge, for standardised pixels. ``"cross_validated"``
-            takes the best of six from 0.0001 to 10, by folds inside each training part.
+        classifier: What learns: logistic regression, or the linear discriminant with a ridge, or scikit-learn's
+            support vector machine, linear or of the Gaussian kernel, which is fitted one labelling after the other
+            and holds some 24 bytes for each two of a class's maps besides.
+        c: Strength of fitting: the inverse of the ridge, for standardised pixels; to the variances of the discriminant
+            ``1 / (c * rows)`` is added. ``"cross_validated"`` takes the best of six from 0.0001 to 10, by folds
+            inside each training part.
         folds: Into how many parts the groups are split; each is held out once.
         repeats: Of the split into folds, averaged.
         permutations: Of the null, for which each group's two maps are exchanged with probability one half.
@@ -87,6 +91,7 @@ def separability(
     """
     if not pairs:
         return
+    way = learner(classifier, c)
     kind = _kind(family[pairs[0][0]], label, groups)
     images = (
         [(label == name).nonzero()[:, 0] for name in sorted(set(label.tolist()))]
@@ -97,7 +102,7 @@ def separability(
     value, null = torch.full((2, len(pairs), len(label)), torch.nan, dtype=torch.float64, device=kind.device)
     scores: list[list[Tensor]] = [[] for _ in pairs]
     for numbers, plan, maps in _by_class(family, pairs, plans, kind):
-        for pair, judged in zip(numbers, _judged(maps, plan, c), strict=True):
+        for pair, judged in zip(numbers, _judged(maps, plan, way), strict=True):
             if judged is None:
                 continue
             value[pair, judged.image] = judged.right[0]
@@ -189,22 +194,22 @@ def _read(family: Sequence[Tensor], shape: torch.Size, images: Sequence[Tensor],
     return [maps[image].flatten(1) for image in images]
 
 
-def _judged(maps: Float[Tensor, "pairs 2 m d"], plan: Plan, c: Strength) -> Iterator[Judged | None]:
+def _judged(maps: Float[Tensor, "pairs 2 m d"], plan: Plan, way: Learner) -> Iterator[Judged | None]:
     """Both models' maps of one class, each asked about by those who did not learn from its group."""
     finite = maps.isfinite().all(3).all(1).cpu()
     if len(maps) > 1 and not bool(finite.all()):  # each pair leaves out images of its own
-        yield from itertools.chain.from_iterable(_judged(one[None], plan, c) for one in maps)
+        yield from itertools.chain.from_iterable(_judged(one[None], plan, way) for one in maps)
         return
     if not bool(finite.all()):
         maps, plan = maps[:, :, finite[0]], plan.only(finite[0])
-    if not all(suffices(plan, turn, c == "cross_validated") for turn in range(len(plan.fold))):
+    if not all(suffices(plan, turn, way.c == "cross_validated") for turn in range(len(plan.fold))):
         yield from [None] * len(maps)
         return
     portion = _portion(plan, maps.shape[3])
     answer = torch.cat([plan.exchanged, ~plan.exchanged], 1).to(maps.device)
     right, likely = torch.zeros(2, len(maps), *plan.exchanged.shape, dtype=torch.float64, device=maps.device)
     for fold, inner in zip(plan.fold, plan.inner, strict=True):
-        found = _held_out(maps.flatten(1, 2), fold.repeat(2), inner.repeat(2), answer, c, portion)
+        found = _held_out(maps.flatten(1, 2), fold.repeat(2), inner.repeat(2), answer, way, portion)
         for some in slices(len(answer), portion.labellings):
             towards = torch.where(answer[some], found[:, some], -found[:, some]).view(len(maps), -1, 2, len(plan.image))
             right[:, some] += towards.sign().mean(2)  # 1, -1, and 0 for a margin of exactly 0; NaN stays
@@ -218,20 +223,20 @@ def _held_out(
     fold: Int[Tensor, " n"],
     inner: Int[Tensor, " n"],
     answer: Bool[Tensor, "labellings n"],
-    c: Strength,
+    way: Learner,
     portion: Portion,
 ) -> Float[Tensor, "pairs labellings n"]:
     """The margin of each row by the split that holds it out."""
     found = torch.empty(len(rows), *answer.shape, dtype=torch.float64, device=rows.device)
     kinds = torch.tensor(sorted(set(fold.tolist())))
     for some in slices(len(kinds), portion.splits):
-        for labellings, held, f in _portions(rows, fold, kinds[some], inner.to(rows.device), answer, c, portion):
+        for labellings, held, f in _portions(rows, fold, kinds[some], inner.to(rows.device), answer, way, portion):
             found[:, labellings, held] = f
     return found
 
 
 def _portions(
-    rows: Tensor, fold: Tensor, kinds: Tensor, inner: Tensor, answer: Tensor, c: Strength, portion: Portion
+    rows: Tensor, fold: Tensor, kinds: Tensor, inner: Tensor, answer: Tensor, way: Learner, portion: Portion
 ) -> Iterator[tuple[slice, Tensor, Tensor]]:
     """For some splits: labellings, who is held out, and their margins; what they share goes with the last of them."""
     learn = [(fold != kind).nonzero()[:, 0].to(rows.device) for kind in kinds]
@@ -239,24 +244,26 @@ def _portions(
     lengths = torch.tensor([[len(one)] for one in learn], device=rows.device)
     used = torch.arange(index.shape[1], device=rows.device) < lengths
     index, used = index.repeat(len(rows), 1), used.repeat(len(rows), 1)
-    problem = problem_of([pair for pair in rows for _ in learn], index, used)
+    problem = way.problem([pair for pair in rows for _ in learn], index, used)
     for some in slices(len(answer), portion.labellings):
         asked = answer[some][:, index].transpose(0, 1).double()
-        strength = _chosen(problem, asked, index, used, inner) if c == "cross_validated" else c
-        f = margins(problem, asked, used, strength)
+        strength = _chosen(problem, asked, index, used, inner, way) if way.c == "cross_validated" else way.c
+        f = way.margins(problem, asked, used, strength)
         for kind, one in zip(kinds, f.view(len(rows), -1, *f.shape[1:]).unbind(1), strict=True):
             held = (fold == kind).to(rows.device)
             yield some, held, one[..., held]
 
 
-def _chosen(problem: Problem, answer: Tensor, index: Tensor, used: Tensor, inner: Tensor) -> Tensor:
+def _chosen(
+    problem: Problem, answer: Tensor, index: Tensor, used: Tensor, inner: Tensor, way: Learner
+) -> Float[Tensor, "splits labellings 1"]:
     """For each split and labelling, the strength under which rows of the training part foretell the others best."""
     likely, part = [], inner[index]
     for strength in STRENGTHS:
         total = torch.zeros_like(answer[..., :1])
         for kind in range(INNER_FOLDS):
             left = used & (part == kind)
-            f = margins(problem, answer, used & ~left, strength)
+            f = way.margins(problem, answer, used & ~left, strength)
             f = f.gather(2, index[:, None].expand_as(answer))
             total += (logsigmoid((2 * answer - 1) * f) * left[:, None]).sum(-1, keepdim=True)
         likely.append(total.nan_to_num(-torch.inf))

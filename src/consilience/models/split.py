@@ -43,7 +43,7 @@ class SplitModel(nn.Module):
         return self.head(self.features(x))
 
 
-def normalised(model: nn.Module, mean: Sequence[float], sd: Sequence[float]) -> nn.Module:
+def normalised(model: nn.Module, mean: Sequence[float], sd: Sequence[float]) -> "Normalised":
     """The model, taking pixels: ``(x - mean) / sd`` stands in front of it, a number for each channel.
 
     The state dict keeps the model's own keys. What the model offers besides, the result offers for

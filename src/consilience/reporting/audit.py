@@ -19,7 +19,7 @@ from consilience.experiment.desk import Place
 from consilience.experiment.experiment import Experiment
 from consilience.experiment.families import Randomised, Redraw, SideBySide
 from consilience.experiment.run import run
-from consilience.experiment.specs import Data, Explain, Given, plan
+from consilience.experiment.specs import Data, Explain, Given, Prepared, plan
 from consilience.experiment.store import Store
 from consilience.models.edits import blocks_of
 from consilience.reporting.html import report
@@ -77,7 +77,7 @@ def audit(
         examples=Data(fingerprint=known.fingerprint),
         methods=_chosen(component.attribution, methods, "methods"),
         controls=_chosen(component.attribution, controls, "controls"),
-        compare=_chosen(component.measure, compare, "compare"),
+        compare=tuple(Prepared(measure=choice) for choice in _chosen(component.measure, compare, "compare")),
         judge=_chosen(component.measure, judge, "judge"),
         summarise=_chosen(component.summary, ("calibrated_similarity", "consistency"), "summarise"),
         channels="sum",

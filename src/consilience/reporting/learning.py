@@ -6,9 +6,12 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import msgspec
+
 from consilience.component import Choice
 from consilience.experiment.desk import Desk
 from consilience.experiment.experiment import Experiment
+from consilience.experiment.specs import Prepared
 from consilience.reporting.curves import LETTER, SPAN, START, Axes, Curve, Point, drawing, last
 from consilience.reporting.grades import number
 from consilience.reporting.tables import Size, Told
@@ -35,11 +38,13 @@ def sizes(experiment: Experiment, desk: Desk) -> dict[str, Size]:
     Raises:
         DataError: The examples are not what they were when the experiment was loaded.
     """
-    alike: dict[str, list[Choice]] = {}
-    for measure in experiment.compare:
-        if "null" in measure.component.columns and "count" in measure.component.schema.__struct_fields__:
-            alike.setdefault(_without_count(measure), []).append(measure)
-    several = [one for found in alike.values() if len({one.option("count") for one in found}) > 1 for one in found]
+    alike: dict[str, list[Prepared]] = {}
+    for how in experiment.compare:
+        if "null" in how.measure.component.columns and "count" in how.measure.component.schema.__struct_fields__:
+            alike.setdefault(_without_count(how), []).append(how)
+    several = [
+        how for found in alike.values() if len({how.measure.option("count") for how in found}) > 1 for how in found
+    ]
     if not several:
         return {}
     examples = desk.examples(experiment.examples)
@@ -48,18 +53,20 @@ def sizes(experiment: Experiment, desk: Desk) -> dict[str, Size]:
     of_class, groups = list(Counter(label for label, _ in there).values()), len({group for _, group in there})
     what = "images" if groups == len(examples) else "groups of images"
     found = {}
-    for measure in several:
-        pooled, count = measure.option("by") == "pooled", measure.option("count")
+    for how in several:
+        pooled, count = how.measure.option("by") == "pooled", how.measure.option("count")
         given = [groups] if pooled else of_class
         used = sum(given if count is None else [min(count, one) for one in given]) / len(given)
         unit = what if pooled else f"{what} of each class"
-        found[measure.label] = Size(measure=_without_count(measure), count=count, used=used, unit=unit)
+        found[how.label] = Size(measure=_without_count(how), count=count, used=used, unit=unit)
     return found
 
 
-def _without_count(measure: Choice) -> str:
+def _without_count(how: Prepared) -> str:
+    measure = how.measure
     options = {name: value for name, value in measure.options.items() if name != "count"}
-    return Choice(measure.kind, measure.use, measure.version, options).label
+    same = Choice(measure.kind, measure.use, measure.version, options)
+    return msgspec.structs.replace(how, measure=same).label
 
 
 def of_most_images(told: Sequence[Told]) -> list[Told]:

@@ -119,7 +119,8 @@ def _references(experiment: Experiment) -> list[str]:
     base = experiment.base
     chosen: list[Choice] = [base.model, base.objective, base.optimizer] if isinstance(base, Train) else []
     chosen += [data.choice for data in experiment.data if data.choice is not None]
-    chosen += [*experiment.methods, *experiment.controls, *experiment.compare, *experiment.judge]
+    chosen += [*experiment.methods, *experiment.controls, *experiment.judge]
+    chosen += [how.measure for how in experiment.compare]
     chosen += [*experiment.summarise]
     edits = [
         member.subject.edit for family in experiment.families for member in family.members(base) if member.subject.edit

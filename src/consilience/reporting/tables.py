@@ -158,7 +158,7 @@ def told(experiment: Experiment, store: Store, sizes: Mapping[str, Size]) -> lis
             level=spec.summary.option("level"),
             null=_finite(row["null"]),
             p=_finite(row["p"]),
-            size=sizes.get(goal.measure.label),
+            size=sizes.get(goal.label),
         )
         for goal, spec, row in _rows(experiment, store, "consistency")
         if not (kind_of(experiment, goal.family) == "floor" and row["name"] != "overall")
@@ -181,7 +181,7 @@ def _place(experiment: Experiment, goal: Goal, row: dict[str, Any]) -> dict[str,
         "kind": kind_of(experiment, goal.family),
         "method": method,
         "control": method in {choice.label for choice in experiment.controls},
-        "measure": goal.measure.label,
+        "measure": goal.label,
         "column": row["name"],
         "pairs": row["pairs"],
         "examples": row["n"],
@@ -197,7 +197,7 @@ def matrices(experiment: Experiment, store: Store, rows: Sequence[Line]) -> list
             continue
         if goal.spec not in store:
             continue
-        place = (goal.family, goal.method.label if goal.method else "", goal.measure.label)
+        place = (goal.family, goal.method.label if goal.method else "", goal.label)
         if place not in found:
             family = next(family for family in experiment.families if family.name == goal.family)
             names = [member.name for member in family.members(experiment.base)]
@@ -230,7 +230,7 @@ def judged(experiment: Experiment, store: Store) -> list[Judged]:
             Judged(
                 family=goal.family,
                 kind=kind,
-                measure=goal.measure.label,
+                measure=goal.label,
                 better=goal.measure.component.better or "",
                 method=method,
                 control=method in controls,

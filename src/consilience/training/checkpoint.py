@@ -10,7 +10,7 @@ import json
 import os
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -40,6 +40,8 @@ class Standing:
     optimizer: torch.optim.Optimizer
     kept: dict[int, dict[str, Tensor]]
     history: list[Epoch]
+    mean: dict[str, Tensor] = field(default_factory=dict)
+    """Of the weights after the epochs that are averaged."""
 
 
 def weights(model: nn.Module) -> dict[str, Tensor]:
@@ -63,7 +65,9 @@ def save(folder: Path, recipe: Mapping[str, Any], standing: Standing) -> None:
     if done in standing.kept:
         _write(folder / _kept(done), standing.kept[done], {})
     tensors: dict[str, Tensor] = {}
-    state = {"model": standing.model.state_dict(), "optimizer": standing.optimizer.state_dict()}
+    state = {
+        "model": standing.model.state_dict(), "optimizer": standing.optimizer.state_dict(), "mean": standing.mean,
+    }  # fmt: skip
     note = {"recipe": recipe, "history": standing.history, "state": _packed(state, "", tensors)}
     _write(folder / FILE, tensors, note)
 
@@ -87,6 +91,7 @@ def resume(folder: Path, recipe: Mapping[str, Any], standing: Standing) -> None:
     state = _unpacked(note["state"], tensors)
     standing.model.load_state_dict(state["model"])
     standing.optimizer.load_state_dict(state["optimizer"])
+    standing.mean = state["mean"]
     standing.history.extend(note["history"])
     for epoch in recipe["keep"]:
         if 0 < epoch <= len(standing.history):

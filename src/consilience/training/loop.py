@@ -13,7 +13,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from consilience.data.examples import Batch, Examples, checked
 from consilience.errors import DataError, ModelError, SpecError
 from consilience.rng import Rng, keyed, number, permutation
 from consilience.tensors import slices
+from consilience.training.averaging import running_mean, settle
 from consilience.training.checkpoint import Epoch, Standing, digest, resume, save, weights
 from consilience.training.optimizers import Schedule
 
@@ -55,6 +56,8 @@ class Trained(NamedTuple):
     """Mean loss and learning rate of each epoch."""
 
 
+M = TypeVar("M", bound=nn.Module)
+
 Objective = Callable[..., Tensor]
 """``(model, batch) -> loss``; may ask for ``rng``."""
 
@@ -77,6 +80,7 @@ def train(
     chances: Chances,
     augmentation: Augmentation | None = None,
     keep: Sequence[int] = (),
+    average_from: int | None = None,
     checkpoint: Path | None = None,
     on_epoch: Callable[[Progress], None] = quietly,
     device: str = "cpu",
@@ -94,6 +98,8 @@ def train(
         chances: The seed of each chance.
         augmentation: What is done to the pixels of each example, anew in every epoch.
         keep: Epochs whose weights are returned besides the last one's.
+        average_from: The weights that come out are the mean of those after this epoch and every later one, and batch
+            norm is given the examples once more to learn what these weights make of them; kept epochs are as ever.
         checkpoint: A folder of its own; a training that was interrupted goes on from there, bit for bit.
         on_epoch: Called after every epoch, when its checkpoint is written.
         device: Where the model is trained. Its weights begin alike everywhere.
@@ -104,7 +110,7 @@ def train(
         ModelError: The loss or a weight turned NaN or infinite.
         ArtifactError: The checkpoint is damaged, or of another training.
     """
-    _check(examples, epochs, batch_size, keep)
+    _check(examples, epochs, batch_size, keep, average_from)
     with steady(device), torch.enable_grad():
         model = begun(build, chances.init).to(device).train()
         schedule = optimizer(model.parameters())
@@ -114,7 +120,7 @@ def train(
             "data": examples.fingerprint, "start": digest(start), "objective": _spelled(objective),
             "optimizer": _rule(schedule, epochs), "epochs": epochs, "batch_size": batch_size, "chances": [*chances],
             "augmentation": _spelled(augmentation), "keep": sorted({*keep}), "device": torch.device(device).type,
-            "torch": torch.__version__,
+            "torch": torch.__version__, **({} if average_from is None else {"average_from": average_from}),
         }  # fmt: skip
         if checkpoint is not None:
             resume(checkpoint, recipe, standing)
@@ -127,9 +133,14 @@ def train(
             standing.history.append(Epoch(loss=loss, rate=rate))
             if epoch + 1 in keep:
                 standing.kept[epoch + 1] = weights(model)
+            if average_from is not None and epoch + 1 >= average_from:
+                standing.mean = running_mean(standing.mean, weights(model), epoch + 2 - average_from)
             if checkpoint is not None:
                 save(checkpoint, recipe, standing)
             on_epoch(Progress(epoch + 1, epochs, loss, time.perf_counter() - began))
+        if average_from is not None:
+            batches = _batches(examples, epochs, batch_size, chances, augmentation)
+            settle(model, standing.mean, (_on(device, batch).x for batch in batches))
         return Trained(weights(model), standing.kept, standing.history)
 
 
@@ -198,7 +209,7 @@ def steady(device: str = "cpu") -> Iterator[None]:
             os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
 
 
-def begun(build: Callable[[], nn.Module], seed: int) -> nn.Module:
+def begun(build: Callable[[], M], seed: int) -> M:
     """The model with the weights that a training with this seed of ``init`` begins with."""
     with _forked("cpu"):
         _seed(number("init", seed), "cpu")
@@ -224,7 +235,7 @@ def _on(device: str, batch: Batch) -> Batch:
     return Batch._make(part if part is None else part.to(device) for part in batch)
 
 
-def _check(examples: Examples, epochs: int, batch_size: int, keep: Sequence[int]) -> None:
+def _check(examples: Examples, epochs: int, batch_size: int, keep: Sequence[int], average_from: int | None) -> None:
     if len(examples) == 0:
         raise DataError("training: expected at least one example, found none; look into the data set's folder")
     if epochs < 0 or batch_size < 1:
@@ -233,6 +244,9 @@ def _check(examples: Examples, epochs: int, batch_size: int, keep: Sequence[int]
         )
     if any(not 0 <= epoch <= epochs for epoch in keep):
         raise SpecError(f"keep: expected epochs from 0 to {epochs}, found {list(keep)}; leave the others out")
+
+    if average_from is not None and not 1 <= average_from <= epochs:
+        raise SpecError(f"average_from: expected an epoch from 1 to {epochs}, found {average_from}; change one of them")
 
 
 def _check_weights(model: nn.Module, epoch: int) -> None:
