@@ -34,6 +34,8 @@ class Component(NamedTuple):
     breaks: Mapping[str, str]
     complete: tuple[str, ...] | None
     """Of a method that promises maps which sum to ``score(x) - score(baseline)``: the options that could break it."""
+    of: tuple[str, ...] | None
+    """Of a summary that makes sense of some measures only: their names."""
     roles: Mapping[str, bool]
     """Role to whether it must be there; a role with a default is only handed on."""
     nested: Mapping[str, "Component"]
@@ -146,6 +148,7 @@ class Kind:
         legacy: bool = False,
         breaks: Mapping[str, str] | None = None,
         complete: Sequence[str] | None = None,
+        of: Sequence[str] | None = None,
     ) -> Callable[[F], F]:
         """Register the function below as a component of this kind; the function stays as it is.
 
@@ -157,12 +160,13 @@ class Kind:
             breaks: Laws that the component breaks, each with the reason; the tests show that it does.
             complete: Of a method whose maps sum to ``score(x) - score(baseline)``: the options that must be at their
                 default for that. None where nothing is promised.
+            of: Of a summary, the measures whose values it can be made of. None for all that bring what it asks for.
         """
 
         def register(function: F) -> F:
             component = read(self, function)._replace(
                 version=version, paper=paper, better=better, legacy=legacy, breaks=breaks or {},
-                complete=None if complete is None else tuple(complete),
+                complete=None if complete is None else tuple(complete), of=None if of is None else tuple(of),
             )  # fmt: skip
             there = self._found.setdefault(component.name, component)
             if there.function.__module__ != function.__module__:
@@ -259,7 +263,7 @@ def read(kind: Kind, function: Callable[..., Any]) -> Component:
         f"{function.__name__}_options", plain, kw_only=True, frozen=True, forbid_unknown_fields=True
     )
     return Component(
-        kind.name, function.__name__, function, 0, None, None, False, {}, None, roles, nested, schema
+        kind.name, function.__name__, function, 0, None, None, False, {}, None, None, roles, nested, schema
     )  # fmt: skip
 
 

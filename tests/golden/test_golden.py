@@ -76,7 +76,10 @@ def numbers(kind: str, component) -> list:
         "score": lambda f: f(torch.sin(torch.arange(12.0)).view(4, 3), target),
         "summary": lambda f: [
             [v for v in row if not isinstance(v, str)]
-            for row in f(**{role: tables()[role] for role in component.roles}, draws=200)
+            for row in f(
+                **{role: tables()[role] for role in component.roles},
+                **({"draws": 200} if "draws" in component.schema.__struct_fields__ else {}),
+            )
         ],
         "architecture": lambda f: _answered(
             fixed(f((1, side, side), 3)).double(), x.repeat(1, 1, 4, 4)[..., :side, :side].double(), target

@@ -7,9 +7,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from consilience.errors import SpecError
-from consilience.measures.as_published import separability_row_split, split
+from consilience.measures.as_published import consistency_row_split, separability_row_split, split
 from consilience.measures.separability import separability
 from consilience.rng import Rng
+from consilience.tensors import Table
 
 
 def noise(seed: int, *shape: int) -> torch.Tensor:
@@ -77,3 +78,15 @@ def test_a_class_with_fewer_than_two_images_is_undefined():
 def test_sets_of_maps_that_do_not_fit_are_refused():
     with pytest.raises(SpecError, match="separability_row_split: expected two sets of maps of one shape"):
         separability_row_split(noise(0, 6, 4, 4), noise(0, 6, 5, 5), torch.zeros(6, dtype=torch.long), Rng(0, range(6)))
+
+
+def test_the_published_consistency_is_one_minus_the_mean_over_pairs_of_the_mean_over_classes():
+    nan = float("nan")
+    value = torch.tensor([[0.2, 0.4], [0.8, nan], [0.0, 1.0]], dtype=torch.float64)
+    differs = (("init",), ("init",), ("init", "order"))
+    table = Table((0, 0, 1), (1, 2, 2), differs, torch.arange(2), torch.arange(2), value)
+    rows = {row.name: row for row in consistency_row_split(table)}
+    assert rows["overall"].estimate == pytest.approx(1 - (0.3 + 0.8) / 2)
+    assert rows["init"].estimate == rows["overall"].estimate
+    assert rows["several"].estimate == pytest.approx(0.5)
+    assert (rows["overall"].pairs, rows["overall"].n, rows["overall"].undefined) == (2, 2, 1)

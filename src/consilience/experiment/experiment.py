@@ -248,11 +248,9 @@ class Experiment(msgspec.Struct, frozen=True, kw_only=True):
             given["floor"] = self._answered(self._entries(self.floor, same, method, how), same, condition)
             given["wrong_image"] = self._answered(self._entries(family, members, method, other), members, condition)
         known = {"table", "rng", *given, *how.measure.component.columns}
-        if how.measure.use == "squared_distance":
-            known.add("squared")
         for summary in self.summarise:
-            roles = summary.component.roles.keys()
-            if known >= roles:
+            roles, of = summary.component.roles.keys(), summary.component.of
+            if known >= roles and (of is None or how.measure.use in of):
                 wanted = {role: given[role] for role in roles if role in given}
                 spec = Summary(
                     summary=summary,

@@ -4,10 +4,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from consilience.component import measure
+from consilience.component import measure, summary
 from consilience.errors import SpecError
 from consilience.measures.logistic import margins, problem_of, standardised
+from consilience.measures.resampling import columns, only
 from consilience.rng import Rng
+from consilience.tensors import Row, Table
 
 TESTED = 3, 10  # 3 tenths of the rows
 
@@ -67,3 +69,19 @@ def _accuracy(rows: Tensor, train: Tensor, test: Tensor) -> Tensor:
     used = torch.ones_like(index, dtype=torch.bool)
     f = margins(problem_of([torch.cat([learnt, asked])], index, used), answer[None, None, : len(train)], used, 1.0)
     return ((f[0, 0, len(train) :] > 0) == (answer[len(train) :] > 0)).double().mean()
+
+
+@summary(version=1, paper="watson2022agree", legacy=True, of=("separability_row_split",))
+def consistency_row_split(table: Table) -> list[Row]:
+    """C as published: 1 minus the mean over pairs of the mean over classes. NaN where no class could be judged.
+
+    It has no interval, and identical maps do not get 1: the split by rows and the modulus see to that. ``n`` counts
+    classes. Rows are those of ``consistency``.
+    """
+    rows = []
+    for name, chosen in columns(table):
+        value = only(table, chosen).value
+        undefined = int(value.isnan().sum())
+        estimate = 1 - float(value.nanmean(1).nanmean())
+        rows.append(Row(name, len(chosen), value.shape[1], undefined, estimate, float("nan"), float("nan")))
+    return rows
