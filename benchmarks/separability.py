@@ -28,7 +28,7 @@ from consilience.measures.separability import Separability, separability
 from consilience.measures.splits import plan_of
 from consilience.models.mlp import mlp
 from consilience.models.split import normalised
-from consilience.pairs import over_family
+from consilience.pairs import Pairs, over_family
 from consilience.rng import Rng
 from consilience.training.loop import Chances, train
 from consilience.training.objectives import cross_entropy
@@ -48,7 +48,7 @@ class Fit(NamedTuple):
     ask: np.ndarray
 
 
-def family_of() -> tuple[list[Tensor], Tensor]:
+def family_of(twins: int = TWINS) -> tuple[list[Tensor], Tensor]:
     """Maps of the same digits by twins that differ in their first weights, and the digits' classes."""
     digits, held_out = subset(count=2000), mnist10k(split="test").batch(range(EXAMPLES))
     recipe = {"objective": cross_entropy, "optimizer": adam, "epochs": 3, "batch_size": 64}
@@ -57,21 +57,21 @@ def family_of() -> tuple[list[Tensor], Tensor]:
         return normalised(mlp((1, 28, 28), 10, hidden=(64,)), digits.mean, digits.sd)
 
     maps = []
-    for init in range(TWINS):
+    for init in range(twins):
         model = fresh()
         model.load_state_dict(train(fresh, digits, chances=Chances(init=init), **recipe).weights)
         maps.append(integrated_gradients(model.eval().requires_grad_(False), held_out.x, held_out.label)[:, 0])
     return maps, held_out.label
 
 
-def fits_of(label: Tensor) -> list[Fit]:
+def fits_of(label: Tensor, pairs: Pairs = PAIRS) -> list[Fit]:
     """Every classifier that the measure's value needs, with its own folds."""
     groups, rng, splits = torch.arange(EXAMPLES), Rng(0, range(EXAMPLES)), []
     for kind in range(10):
         plan = plan_of((label == kind).nonzero()[:, 0], groups, rng, FOLDS, 1, 0, None)
         image, fold = plan.image.numpy(), plan.fold[0].numpy()
         splits += [(image[fold != part], image[fold == part]) for part in range(FOLDS)]
-    return [Fit(a, b, *split) for a, b in PAIRS for split in splits]
+    return [Fit(a, b, *split) for a, b in pairs for split in splits]
 
 
 def right_by_peer(maps: Sequence[np.ndarray], fits: Sequence[Fit], **how: object) -> Iterator[int]:
@@ -87,8 +87,8 @@ def right_by_peer(maps: Sequence[np.ndarray], fits: Sequence[Fit], **how: object
         yield int((peer.predict(scaler.transform(asked)) == np.repeat([0, 1], len(fit.ask))).sum())
 
 
-def right_by_us(results: Sequence[Separability], fits: Sequence[Fit]) -> list[int]:
-    each = {pair: result.value.numpy() for pair, result in zip(PAIRS, results, strict=True)}
+def right_by_us(results: Sequence[Separability], fits: Sequence[Fit], pairs: Pairs = PAIRS) -> list[int]:
+    each = {pair: result.value.numpy() for pair, result in zip(pairs, results, strict=True)}
     return [round((each[fit.a, fit.b][fit.ask] + 1).sum()) for fit in fits]
 
 

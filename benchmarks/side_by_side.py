@@ -24,17 +24,22 @@ class Line(NamedTuple):
         return self.goal is not None and not self.value <= self.goal
 
 
-def seconds(variants: Mapping[str, Callable[[], object]], rounds: int, seed: int = 0) -> dict[str, list[float]]:
+def seconds(
+    variants: Mapping[str, Callable[[], object]],
+    rounds: int,
+    seed: int = 0,
+    clock: Callable[[], float] = time.process_time,
+) -> dict[str, list[float]]:
     """CPU seconds of each variant in each round; one round more, the first, is not counted."""
     spent: dict[str, list[float]] = {name: [] for name in variants}
     order, shuffle = list(variants), random.Random(seed).shuffle
     for turn in range(rounds + 1):
         shuffle(order)
         for name in order:
-            begun = time.process_time()
+            begun = clock()
             variants[name]()
             if turn:
-                spent[name].append(time.process_time() - begun)
+                spent[name].append(clock() - begun)
     return spent
 
 

@@ -88,7 +88,10 @@ def test_an_unknown_verb_suggests_the_nearest(call):
     said = call("raport")
     assert said.code == 2
     assert said.err == "consilience: no verb is named 'raport'; did you mean 'report'?\n"
-    assert "there are: explain, fetch, list, plan, preflight, prune, report, run, show, train" in call("frobnicate").err
+    assert (
+        "there are: check-data, explain, fetch, list, plan, preflight, prune, report, run, show, train"
+        in call("frobnicate").err
+    )
 
 
 @pytest.mark.parametrize(

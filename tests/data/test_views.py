@@ -10,7 +10,7 @@ from consilience.data.examples import Arrays
 from consilience.data.idx import write_idx
 from consilience.data.mnist import mnist
 from consilience.data.mnist10k import mnist10k
-from consilience.data.views import subset
+from consilience.data.views import fold_fingerprint, random_subset, subset, subset_fingerprint, without_fold
 from consilience.errors import DataError, SpecError
 
 
@@ -87,3 +87,47 @@ def test_a_count_is_asked_for_and_is_a_positive_number():
     for wrong in ({}, {"count": 0}, {"count": "5"}):
         with pytest.raises(SpecError, match=r"subset: .*count"):
             dataset.choose({"use": "subset", **wrong})
+
+
+def ids_of(view):
+    """Where each of the view's images stood, read from its pixels."""
+    return [int((view[i].x.flatten()[0] * 255).round()) // 12 for i in range(len(view))]
+
+
+@pytest.mark.parametrize("share", [0.3, 0.5, 1.0])
+def test_a_random_subset_holds_so_many_different_examples_in_their_order(share):
+    whole = arrays(20)
+    view = random_subset(of=lambda: whole, share=share, seed=3)
+    found = ids_of(view)
+    assert len(found) == round(share * 20)
+    assert found == sorted(set(found))
+    assert view.batch([1, 0]).ids.tolist() == [1, 0]
+    assert torch.equal(view.batch([1, 0]).x[0], view[1].x)
+    assert [int(label) for label in view.batch(range(len(view))).label] == [one % 2 for one in found]
+
+
+def test_another_seed_draws_other_examples_and_the_same_one_the_same():
+    first, again, other = (random_subset(of=lambda: arrays(20), share=0.5, seed=seed) for seed in (1, 1, 2))
+    assert ids_of(first) == ids_of(again) != ids_of(other)
+    assert first.fingerprint == again.fingerprint != other.fingerprint
+    assert first.fingerprint == subset_fingerprint(arrays(20).fingerprint, 0.5, 1)
+
+
+def test_every_example_is_left_out_with_one_fold_together_with_its_group():
+    whole = arrays(20)
+    views = [without_fold(of=lambda: whole, folds=4, fold=fold) for fold in range(4)]
+    left_out = [set(range(20)) - set(ids_of(view)) for view in views]
+    assert sorted(i for part in left_out for i in part) == list(range(20))
+    for part in left_out:
+        assert all({i // 2 * 2, i // 2 * 2 + 1} <= part for i in part)
+    assert len({view.fingerprint for view in views}) == 4
+    assert views[2].fingerprint == fold_fingerprint(whole.fingerprint, 4, 2)
+
+
+def test_a_fold_that_there_is_not_is_refused():
+    with pytest.raises(DataError, match="expected a fold from 0 to 3, found 4"):
+        without_fold(of=lambda: arrays(20), folds=4, fold=4)
+
+
+def test_a_loop_over_a_random_subset_ends():
+    assert len(list(random_subset(of=lambda: arrays(10), share=0.5))) == 5

@@ -155,3 +155,19 @@ def test_a_change_that_cannot_be_made_is_named(tiny_file, profile, changes, word
         load(tiny_file, profile=profile, changes=changes)
     for word in words:
         assert word in str(caught.value)
+
+
+def test_a_file_is_laid_over_the_one_that_it_extends(tiny_file):
+    above = tiny_file.with_name("above.toml")
+    above.write_text('extends = "tiny.toml"\nname = "Above"\ntrain.epochs = 2\ncompare = ["cosine"]\n')
+    below, found = load(tiny_file), load(above)
+    assert (found.name, found.base.epochs, len(found.compare)) == ("Above", 2, 1)
+    assert (found.base.model, found.methods, found.families) == (below.base.model, below.methods, below.families)
+
+
+@pytest.mark.parametrize("base", ['"above.toml"', '"nothing.toml"', "3"])
+def test_a_file_that_extends_itself_or_nothing_is_refused(tiny_file, base):
+    above = tiny_file.with_name("above.toml")
+    above.write_text(f'extends = {base}\nname = "Above"\n')
+    with pytest.raises(SpecError, match=r"expected 'extends' to name|expected an experiment file"):
+        load(above)

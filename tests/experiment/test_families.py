@@ -6,7 +6,18 @@ import pytest
 from consilience.component import architecture
 from consilience.errors import SpecError
 from consilience.experiment.config import load
-from consilience.experiment.families import Randomised, Redraw, Retrain, SideBySide, differences, with_layers
+from consilience.experiment.desk import Place, load_examples
+from consilience.experiment.factors import differences
+from consilience.experiment.families import (
+    Ensembles,
+    Epochs,
+    Folds,
+    Randomised,
+    Redraw,
+    Retrain,
+    SideBySide,
+    with_layers,
+)
 from consilience.experiment.specs import Explain, Given, Subject
 
 
@@ -181,3 +192,74 @@ def test_models_side_by_side_are_compared_every_two(tiny):
 def test_weights_have_no_twins():
     with pytest.raises(SpecError, match="expected a base that can be trained again, found weights"):
         family(init=[0, 1]).members(Given(weights="", module="", answers=""))
+
+
+def test_twins_on_other_parts_of_the_data_differ_in_the_subset(tiny):
+    whole = Retrain(values={"subset": [0, 1, 2]}, share=0.5)
+    members = whole.members(tiny.base)
+    data = [member.subject.source.data for member in members]
+    assert len({one.fingerprint for one in data}) == 3
+    assert {one.choice.use for one in data} == {"random_subset"}
+    assert [pair.differs for pair in whole.pairs(members)] == [("subset",)] * 3
+    for one in data:  # known without reading, and as it is read
+        examples = load_examples(one.choice, Place())
+        assert (examples.fingerprint, len(examples)) == (one.fingerprint, 30)
+
+
+def test_everything_varies_all_chances_at_once(tiny):
+    whole = family(everything=[3, 4])
+    members = whole.members(tiny.base)
+    train = members[1].subject.source
+    assert (train.init, train.order, train.noise, train.augment) == (4, 4, 4, 4)
+    assert whole.pairs(members) == [(0, 1, ("init", "order", "noise", "augment"))]
+
+
+def test_what_was_run_again_is_compared_with_the_base_alone(tiny):
+    whole = family(init=[0, 1], nothing=[0, 1])
+    members = whole.members(tiny.base)
+    assert members[2].subject.source.run == 1
+    assert {(pair.a, pair.b): pair.differs for pair in whole.pairs(members)} == {
+        (0, 1): ("init",),
+        (0, 2): ("nothing",),
+    }
+
+
+def test_folds_are_trainings_without_a_part_each(tiny):
+    folds = Folds(count=3)
+    members = folds.members(tiny.base)
+    for member in members:
+        data = member.subject.source.data
+        assert load_examples(data.choice, Place()).fingerprint == data.fingerprint
+    assert len({member.subject.source.digest for member in members}) == 3
+    assert [pair.differs for pair in folds.pairs(members)] == [("fold",)] * 3
+
+
+def test_epochs_compare_the_end_with_what_was_kept(tiny):
+    base = msgspec.structs.replace(tiny.base, epochs=3, keep=(1, 2))
+    members = Epochs().members(base)
+    assert [(member.name, member.subject.epoch) for member in members] == [
+        ("epoch 3", None), ("epoch 1", 1), ("epoch 2", 2)
+    ]  # fmt: skip
+    assert Epochs().pairs(members) == [(0, 1, ("epoch 1",)), (0, 2, ("epoch 2",))]
+    with pytest.raises(SpecError, match="add 'keep'"):
+        Epochs().members(tiny.base)
+
+
+def test_ensembles_share_no_model(tiny):
+    members = Ensembles(size=2, count=3).members(tiny.base)
+    trained = [part.source for member in members for part in member.subject.source.members]
+    assert len({train.digest for train in trained}) == 6
+    assert all(train.init == train.order == train.noise for train in trained)
+
+
+def test_candidates_of_a_hyper_deep_ensemble_have_options_of_their_own(tiny):
+    members = Ensembles(size=2, count=2, candidates=8, search={"dropout": [0.1, 0.4]}).members(tiny.base)
+    first = members[0].subject.source
+    assert (first.size, len(first.members)) == (2, 8)
+    assert {part.source.model.option("dropout") for part in first.members} == {0.1, 0.4}
+
+
+@pytest.mark.parametrize("given", [Folds(), Epochs(), Ensembles()], ids=["folds", "epochs", "ensembles"])
+def test_a_base_that_cannot_be_trained_again_has_no_such_family(given):
+    with pytest.raises(SpecError, match="expected a base that can be trained again"):
+        given.members(Given(weights="a", module="b", answers="c"))

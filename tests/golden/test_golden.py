@@ -53,9 +53,21 @@ def table(shift: float) -> Table:
     return Table(*zip(*pairs, strict=True), torch.arange(12), torch.arange(12) % 3, value)
 
 
-def tables() -> dict:
-    """What flows into summaries."""
+def every_two() -> Table:
+    """Two groups of two twins, or nearly."""
+    pairs = ((0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3))
+    shift = torch.tensor([0.8, 0.3, 0.35, 0.25, 0.3, 0.7], dtype=torch.float64)[:, None]
+    value = torch.sin(torch.arange(6 * 12) * 0.9).view(6, 12).double() * 0.1 + shift
+    return Table(*zip(*pairs, strict=True), (("init",),) * 6, torch.arange(12), torch.arange(12) % 3, value)
+
+
+def tables(name: str) -> dict:
+    """What flows into a summary."""
     ends = {"table": table(0.6), "floor": table(0.9), "wrong_image": table(0.2), "null": table(0.05)}
+    if name == "variance_shares":  # of distances, so that the floor is the smallest
+        ends |= {"floor": table(0.2), "wrong_image": table(0.9)}
+    if name == "modes":
+        ends["table"] = every_two()
     return {**ends, "p": torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5], dtype=torch.float64), "rng": Rng(0, [])}
 
 
@@ -77,7 +89,7 @@ def numbers(kind: str, component) -> list:
         "summary": lambda f: [
             [v for v in row if not isinstance(v, str)]
             for row in f(
-                **{role: tables()[role] for role in component.roles},
+                **{role: tables(component.name)[role] for role in component.roles},
                 **({"draws": 200} if "draws" in component.schema.__struct_fields__ else {}),
             )
         ],

@@ -18,6 +18,7 @@ VERBS = {
     "explain": ("single", "explain examples with one method into a file"),
     "preflight": ("single", "check that a method means on a model what its name says"),
     "fetch": ("fetch", "download a data set's files and check them"),
+    "check-data": ("check", "count a data set's examples and see whether they can be read"),
     "list": ("look", "the components there are, by kind"),
     "show": ("look", "one component, or one artifact by its digest"),
 }
@@ -37,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run one verb; 0 where all went well, 1 where a job failed, 2 where the call was wrong, 130 on Ctrl-C."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("-h", "--help", "help"):
-        print(HELP.format(verbs="\n".join(f"  {name:<10}{text}" for name, (_, text) in VERBS.items())))
+        print(HELP.format(verbs="\n".join(f"  {name:<12}{text}" for name, (_, text) in VERBS.items())))
         raise SystemExit(0)
     if words[0] in ("-V", "--version"):
         print(version("consilience"))
@@ -55,7 +56,7 @@ def call(verb: str, words: Sequence[str]) -> int:
         import tyro  # a fifth of a second that --help does without
 
         home = importlib.import_module(f"consilience.cli.{VERBS[verb][0]}")
-        function = getattr(home, f"{verb}_verb")
+        function = getattr(home, f"{verb.replace('-', '_')}_verb")
         return int(tyro.cli(function, prog=f"consilience {verb}", args=list(words)) or 0)
     except ConsilienceError as error:
         print(f"consilience {verb}: {error}", file=sys.stderr)

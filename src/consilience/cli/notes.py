@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import json
 import os
+import tomllib
 from collections.abc import Iterable, Iterator, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -71,5 +72,15 @@ def _files(folder: Path | str) -> Iterator[os.DirEntry[str]]:
 
 def _place(store: Path, file: Path, data: Path | None, profile: str | None, changes: Sequence[str]) -> Path:
     """Where the note of a run lies: named after what was said and the experiment file's content."""
-    said = [hashlib.blake2b(file.read_bytes()).hexdigest(), str(data), profile, list(changes)]
+    said = [*_contents(file), str(data), profile, list(changes)]
     return store / FOLDER / f"{hashlib.blake2b(json.dumps(said).encode(), digest_size=16).hexdigest()}.json"
+
+
+def _contents(file: Path) -> list[str]:
+    """Digests of an experiment file and of those that it extends, as far as there are any."""
+    text = file.read_bytes()
+    with contextlib.suppress(ValueError, OSError, RecursionError, TypeError):
+        base = tomllib.loads(text.decode()).get("extends")
+        below = [] if base is None else _contents(file.parent / base)
+        return [hashlib.blake2b(text).hexdigest(), *below]
+    return [hashlib.blake2b(text).hexdigest()]

@@ -30,6 +30,7 @@ from consilience.models.split import Normalised
 from consilience.tensors import Channels, Normalisation
 
 HOW = ("channels", "normalise", "pool")  # keys beside a measure's own options
+EXTENDED = 8  # files that extend each other
 BACKGROUND = 100  # examples, where the file names none
 
 
@@ -48,12 +49,7 @@ def load(
         SpecError: The file is missing, no TOML, or says something that is not known.
         DataError: The data are missing or damaged.
     """
-    try:
-        raw = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SpecError(f"{path}: expected an experiment file, found '{error.strerror}'; check the path") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SpecError(f"{path}: expected TOML, found something else ({error}); mend that line") from None
+    raw = _read(Path(path))
     try:
         if profile is not None:
             raw = _overlaid(raw, _profile(raw, profile))
@@ -62,6 +58,23 @@ def load(
         return _resolved(_parsed(raw), Place(data))
     except (SpecError, DataError) as error:
         raise type(error)(f"{path}: {error}") from None
+
+
+def _read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A file's tables, laid over those of the file that it extends."""
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SpecError(f"{path}: expected an experiment file, found '{error.strerror}'; check the path") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SpecError(f"{path}: expected TOML, found something else ({error}); mend that line") from None
+    if (base := raw.pop("extends", None)) is None:
+        return raw
+    if not isinstance(base, str) or (path.parent / base).resolve() in above or len(above) > EXTENDED:
+        raise SpecError(
+            f"{path}: expected 'extends' to name another experiment file, found {base!r}; name one beside it"
+        )
+    return _overlaid(_read(path.parent / base, (*above, path.resolve())), raw)
 
 
 def _profile(raw: Mapping[str, Any], name: str) -> Mapping[str, Any]:
@@ -119,6 +132,10 @@ def _resolved(file: File, place: Place) -> Experiment:
     examples = _data(file.examples.data, file.examples.count, "examples.data", place)
     if any(not 1 <= epoch < train.epochs for epoch in train.keep):
         raise SpecError(f"train.keep: expected epochs before the last ({train.epochs}), found {list(train.keep)}")
+    if train.average_from is not None and train.average_from > train.epochs:
+        raise SpecError(
+            f"train.average_from: expected an epoch from 1 to {train.epochs}, found {train.average_from}; change one"
+        )
     if getattr(_built(train, place).model, "fitted", False) and (train.epochs, train.keep) != (1, ()):
         raise SpecError(
             f"train.epochs: expected 1 and no 'keep' for a model that is fitted at once, found {train.epochs}"

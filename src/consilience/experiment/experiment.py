@@ -8,7 +8,16 @@ import msgspec
 from consilience import component
 from consilience.component import Choice
 from consilience.errors import SpecError
-from consilience.experiment.families import AnyFamily, Ensembles, Member, Redraw, Retrain, Source
+from consilience.experiment.families import (
+    AnyFamily,
+    Ensembles,
+    Folds,
+    Member,
+    Redraw,
+    Retrain,
+    SideBySide,
+    Source,
+)
 from consilience.experiment.specs import (
     Activate,
     Average,
@@ -21,6 +30,7 @@ from consilience.experiment.specs import (
     Prepared,
     Select,
     Spec,
+    Spread,
     Subject,
     Summary,
     Train,
@@ -139,12 +149,13 @@ class Experiment(msgspec.Struct, frozen=True, kw_only=True):
     def _of_family(self, family: AnyFamily) -> Iterator[Goal]:
         members = self.members_of(family)
         yield from self._judged(family, members)
-        yield from self._represented(family, members)
+        yield from self._represented(family)
         for method in (*self.methods, *self.controls):
             for how in self.compare:
                 table = self._entries(family, members, method, how)
                 yield from self._compared(family, members, method, how, table)
-                for condition in self.conditions:
+                by_example = how.measure.component.columns.get("value") == "n"
+                for condition in self.conditions if by_example else ("all",):
                     yield from self._summarised(family, members, method, how, table, condition)
 
     def _judged(self, family: AnyFamily, members: Sequence[Member]) -> Iterator[Goal]:
@@ -185,12 +196,12 @@ class Experiment(msgspec.Struct, frozen=True, kw_only=True):
                 spec = comparison(Prepared(measure=right), Predict(subject=Subject(source=reader), data=asked))
                 yield Goal(family.name, method, right, member.name, "", spec, part="read from the map alone")
 
-    def _represented(self, family: AnyFamily, members: Sequence[Member]) -> Iterator[Goal]:
+    def _represented(self, family: AnyFamily) -> Iterator[Goal]:
         """The models themselves: every pair, layer or tensor, and kept epoch."""
         if not isinstance(family, Retrain):
             return
-        how = self.represent
-        for a, b, _ in family.pairs(list(members)):
+        how, members = self.represent, family.members(self.base)  # whatever epoch is chosen
+        for a, b, _ in family.pairs(members):
             for epoch in (*members[a].kept, None):
                 one, two = (msgspec.structs.replace(members[i].subject, epoch=epoch) for i in (a, b))
                 when = f", epoch {epoch}" if epoch is not None else ""
@@ -268,6 +279,15 @@ class Experiment(msgspec.Struct, frozen=True, kw_only=True):
         answers = [Predict(subject=member.subject, data=self.examples) for member in members]
         return tuple(msgspec.structs.replace(e, answers=(answers[e.a], answers[e.b])) for e in table)
 
+    def spread_of(self, family: AnyFamily, method: Choice) -> Spread:
+        """Where the maps of a family's members disagree, pixel by pixel."""
+        return Spread(of=tuple(self.maps_of(member, method) for member in self.members_of(family)))
+
+    def spreads(self) -> list[Spread]:
+        """One for each method, controls left out, and family whose members stand beside each other."""
+        beside = [family for family in self.families if isinstance(family, Retrain | Folds | Ensembles | SideBySide)]
+        return [self.spread_of(family, method) for family in beside for method in self.methods]
+
     def specs(self) -> list[Spec]:
-        """The goals' specs."""
-        return [goal.spec for goal in self.goals()]
+        """The goals' specs, and what the pictures show besides."""
+        return [*(goal.spec for goal in self.goals()), *self.spreads()]

@@ -8,17 +8,14 @@ import msgspec
 from msgspec import Meta
 from torch import nn
 
-from consilience.component import architecture, dataset, edit
-from consilience.data.views import fold_fingerprint, subset_fingerprint
+from consilience.component import architecture, edit
 from consilience.errors import SpecError
-from consilience.experiment.specs import Average, Data, Given, Subject, Train
+from consilience.experiment.factors import Factor, differences, trained_on, varied
+from consilience.experiment.specs import Average, Given, Subject, Train
 from consilience.models.edits import Order, blocks_of, cascade
 from consilience.rng import number
 
 Source = Train | Given
-CHANCES = ("init", "order", "noise", "augment")
-Factor = Literal["init", "order", "noise", "augment", "dropout_rate", "subset", "everything", "nothing"]
-"""What twins may differ in: ``everything`` is all four chances at once, ``nothing`` is the same training run again."""
 
 
 class Member(NamedTuple):
@@ -57,15 +54,18 @@ class Retrain(msgspec.Struct, frozen=True, kw_only=True, tag="retrain", tag_fiel
     def members(self, base: Source) -> list[Member]:
         """The base, then each twin."""
         base = _trained(self.name, base)
+        whole = base.data
         if not self.values or any(len(set(values)) < max(2, len(values)) for values in self.values.values()):
             raise SpecError(
                 f"family '{self.name}': expected two or more different values of each factor, found {self.values}; "
                 "the first is the base's, each further one makes a twin"
             )
         for factor, values in self.values.items():
-            base = varied(base, factor, values[0], self.share)
+            base = varied(base, factor, values[0], whole, self.share)
         twins = [
-            varied(base, factor, value, self.share) for factor, values in self.values.items() for value in values[1:]
+            varied(base, factor, value, whole, self.share)
+            for factor, values in self.values.items()
+            for value in values[1:]
         ]
         names = [f"{factor} {value}" for factor, values in self.values.items() for value in values[1:]]
         return [
@@ -74,11 +74,12 @@ class Retrain(msgspec.Struct, frozen=True, kw_only=True, tag="retrain", tag_fiel
         ]
 
     def pairs(self, members: list[Member]) -> list[Pair]:
-        """Every two members, with the factors in which their specs differ."""
-        return [
+        """Every two members, with the factors in which their specs differ; what was run again is one of a pair only."""
+        found = [
             Pair(a, b, differences(members[a].subject, members[b].subject))
             for a, b in combinations(range(len(members)), 2)
         ]
+        return [pair for pair in found if "nothing" not in pair.differs or len(pair.differs) == 1]
 
 
 class Folds(msgspec.Struct, frozen=True, kw_only=True, tag="folds", tag_field="type", forbid_unknown_fields=True):
@@ -91,7 +92,7 @@ class Folds(msgspec.Struct, frozen=True, kw_only=True, tag="folds", tag_field="t
         """A training without each fold."""
         base = _trained(self.name, base)
         return [
-            Member(f"without fold {fold}", Subject(source=_on(base, "fold", fold, self.count)), fold)
+            Member(f"without fold {fold}", Subject(source=trained_on(base, base.data, "fold", fold, self.count)), fold)
             for fold in range(self.count)
         ]
 
@@ -257,63 +258,3 @@ def _trained(name: str, base: Source) -> Train:
     if not isinstance(base, Train):
         raise SpecError(f"family '{name}': expected a base that can be trained again, found weights; leave it out")
     return base
-
-
-def varied(base: Train, factor: str, value: Any, share: float = 0.8) -> Train:
-    """The training with another value of one factor.
-
-    Raises:
-        SpecError: The value is none that the factor takes.
-    """
-    if factor == "dropout_rate":
-        options = {**base.model.options, "dropout": float(value)}
-        chosen = architecture.choose({"use": base.model.use, **options}, "dropout_rate")
-        return msgspec.structs.replace(base, model=chosen)
-    if not isinstance(value, int) or value < 0:
-        raise SpecError(f"factor '{factor}': expected seeds, whole numbers from 0 on, found {value}; give others")
-    if factor == "subset":
-        return _on(base, "subset", value, share)
-    fields = {"everything": CHANCES, "nothing": ("run",)}.get(factor, (factor,))
-    return msgspec.structs.replace(base, **dict.fromkeys(fields, value))
-
-
-def _on(base: Train, part: Literal["subset", "fold"], value: int, of: float) -> Train:
-    """The training on a part of its examples."""
-    if (whole := base.data.choice) is None:
-        raise SpecError(f"factor '{part}': expected a data set that can be divided, found examples in memory; name one")
-    if part == "subset":
-        chosen: dict[str, Any] = {"use": "random_subset", "of": whole, "share": of, "seed": value}
-        mark = subset_fingerprint(base.data.fingerprint, of, value)
-    else:
-        chosen = {"use": "without_fold", "of": whole, "folds": int(of), "fold": value}
-        mark = fold_fingerprint(base.data.fingerprint, int(of), value)
-    return msgspec.structs.replace(base, data=Data(choice=dataset.choose(chosen, part), fingerprint=mark))
-
-
-def differences(a: Subject, b: Subject) -> tuple[str, ...]:
-    """In what two specs differ: names of factors, or of fields where no factor is named after them."""
-    if a.source == b.source:
-        return tuple(name for name in ("epoch", "edit", "edit_seed") if getattr(a, name) != getattr(b, name))
-    if not isinstance(a.source, Train) or not isinstance(b.source, Train):
-        return ("source",)
-    found = []
-    for field in msgspec.structs.fields(Train):
-        one, two = getattr(a.source, field.name), getattr(b.source, field.name)
-        if one != two:
-            found += _inside(one, two) if field.name == "model" else [_called(field.name, one, two)]
-    return tuple(found)
-
-
-def _called(field: str, one: Any, two: Any) -> str:
-    """The factor after which a field is named."""
-    if field == "data" and all(data.choice and data.choice.use == "random_subset" for data in (one, two)):
-        return "subset"
-    return {"run": "nothing"}.get(field, field)
-
-
-def _inside(one: Any, two: Any) -> list[str]:
-    """In which options two architectures differ; the rate of dropout is a factor of its own."""
-    if one.use != two.use:
-        return ["model"]
-    names = [name for name in {*one.options, *two.options} if one.option(name) != two.option(name)]
-    return sorted("dropout_rate" if name == "dropout" else f"model.{name}" for name in names)

@@ -162,6 +162,12 @@ class Explain(Spec, frozen=True, kw_only=True):
     """Of the method's draws; None where it draws nothing."""
 
 
+class Spread(Spec, frozen=True, kw_only=True):
+    """Of several models' maps of the same examples, at each pixel: their mean, deviation and agreement of sign."""
+
+    of: tuple[Explain, ...]
+
+
 class Measure(Spec, frozen=True, kw_only=True):
     """Values of one measure: of maps, of two models' maps, of answers, of a model or of two."""
 

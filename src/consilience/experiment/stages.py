@@ -23,15 +23,18 @@ from consilience.experiment.specs import (
     Predict,
     Select,
     Spec,
+    Spread,
     Summary,
     Train,
 )
 from consilience.experiment.store import Store
 from consilience.experiment.values import measured, summarised
 from consilience.measures.representation import arranged
+from consilience.measures.spread import spread
 from consilience.models.recording import record
+from consilience.pairs import Maps
 from consilience.rng import Rng, takes_rng
-from consilience.tensors import rows_per_chunk
+from consilience.tensors import rows_per_chunk, slices
 from consilience.training.fitting import fit
 from consilience.training.loop import Chances, begun, steady, train
 
@@ -39,6 +42,7 @@ Tell = Callable[[float], None]
 """Takes the share of a job that is done, 0 to 1."""
 
 TURN = threading.RLock()
+SPREAD_BYTES = 8 * 2**20  # of one model's maps in float64, of the examples that are looked at at a time
 
 
 def make(group: Sequence[Spec], root: Path, place: Place) -> None:
@@ -197,6 +201,25 @@ def explained(
     return maps.masked_fill(undefined.view(-1, 1, 1, 1), torch.nan)
 
 
+def _spread(group: Sequence[Spread], desk: Desk, draft: Path, tell: Tell) -> None:
+    """A file for each of the three, some examples after the others: memory does not grow with examples or models."""
+    (spec,) = group
+    total = len(desk.examples(spec.of[0].data))
+    one = desk.store.maps(spec.of[0], slice(0, 1)).numel() * torch.finfo(torch.float64).bits // 8
+    for rows in slices(total, max(1, SPREAD_BYTES // max(1, one))):
+        found = spread(_maps_of(spec.of, desk, rows))
+        for name, values in found._asdict().items():
+            with RowWriter(draft / spec.stage / spec.digest / f"{name}.safetensors", name, total) as writer:
+                writer.keep(rows.start)
+                writer.append(values)
+        tell(rows.stop / total)
+
+
+def _maps_of(family: Sequence[Explain], desk: Desk, rows: slice) -> Maps:
+    """Some examples' maps of every model, read when they are asked for."""
+    return Maps(len(family), lambda position: desk.store.maps(family[position], rows))
+
+
 def _measure(group: Sequence[Measure], desk: Desk, draft: Path, tell: Tell) -> None:
     for done, (spec, columns) in enumerate(measured(group, desk), 1):
         write_tensors(draft / spec.stage / spec.digest / "data.safetensors", columns)
@@ -217,6 +240,7 @@ STAGES: dict[type[Spec], Callable[[Any, Desk, Path, Tell], None]] = {
     Activate: _activate,
     Predict: _predict,
     Explain: _explain,
+    Spread: _spread,
     Measure: _measure,
     Summary: _summarise,
 }

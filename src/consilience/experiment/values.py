@@ -60,6 +60,7 @@ def _of_models(
     sides = {_named(side): side for spec in group for side in (spec.of, spec.other)}
     position, found = {name: index for index, name in enumerate(sides)}, list(sides.values())
     pairs = [(position[_named(spec.of)], position[_named(spec.other)]) for spec in group]
+    _part(what, found[0], group[0], desk)  # a name that nobody has is found here, and not amid the measure
     family = Maps(len(found), lambda index: _part(what, found[index], group[0], desk))
     for spec, result in zip(group, over_family(function, family, pairs), strict=True):
         yield spec, columns(group[0].measure.component, result, spec, desk)

@@ -6,14 +6,20 @@ import numpy as np
 
 from consilience.tensors import Table
 
+CONTROL = "nothing"  # of twins that differ in nothing: no factor, so not among those of which a mean is taken
+
 
 def columns(table: Table) -> Iterator[tuple[str, list[int]]]:
-    """Names of columns, and which pairs they hold: single-factor pairs together and by factor, the others apart."""
-    single = [i for i, factors in enumerate(table.differs) if len(factors) == 1]
+    """Names of columns, and which pairs they hold: single-factor pairs together and by factor, the others apart.
+
+    Pairs that differ in nothing are a control: a column of their own, and not in the one of all factors.
+    """
+    alone = [i for i, factors in enumerate(table.differs) if len(factors) == 1]
+    single = [i for i in alone if table.differs[i] != (CONTROL,)]
     if single:
         yield "overall", single
-    for factor in dict.fromkeys(table.differs[i][0] for i in single):
-        yield factor, [i for i in single if table.differs[i][0] == factor]
+    for factor in dict.fromkeys(table.differs[i][0] for i in [*single, *alone]):
+        yield factor, [i for i in alone if table.differs[i][0] == factor]
     several = [i for i, factors in enumerate(table.differs) if len(factors) > 1]
     if several:
         yield "several", several

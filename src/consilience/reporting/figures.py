@@ -7,29 +7,33 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from matplotlib import colormaps
+from matplotlib.colors import Colormap
 from PIL import Image
 from torch import Tensor
 
 from consilience.experiment.desk import Desk, labels
 from consilience.experiment.experiment import Experiment
 from consilience.experiment.families import Redraw
-from consilience.experiment.specs import Explain
+from consilience.experiment.specs import Explain, Spread
 from consilience.experiment.store import Store
-from consilience.reporting.tables import FamilyKind, kind_of
+from consilience.reporting.tables import COMPARED, FamilyKind, kind_of
 from consilience.tensors import join_channels
 
 SIGNED = colormaps["RdBu_r"].resampled(255)  # blue below zero, red above: told apart by colour-blind readers
+UNSIGNED = colormaps["Purples"].resampled(255)  # from white to what is neither red nor blue
 UNDEFINED = 255  # the colour after those, grey
 STAGES = 8  # of a long cascade that are shown, the untouched model among them
 
 
 class Strip(NamedTuple):
-    """A row of pictures: one member's maps, or the examples themselves."""
+    """A row of pictures: the examples themselves, one member's maps, or what all members' maps have in common."""
 
     name: str
     pictures: list[str]
     limit: float | None
     """Of the colour scale; None of examples."""
+    deviation: bool = False
+    """Whether the pictures show a deviation, which begins at zero and has colours of its own."""
 
 
 class Gallery(NamedTuple):
@@ -47,8 +51,9 @@ class Gallery(NamedTuple):
 def galleries(experiment: Experiment, desk: Desk, count: int = 5) -> list[Gallery]:
     """For each method, the first examples of ``count`` different classes under each model of each family.
 
-    Models that are compared with each other share one colour scale. The stages of a cascade have one each: with
-    weights drawn anew a map may be much fainter, and the measures look at its pattern.
+    Models that are compared with each other share one colour scale, and below them stand the mean and the deviation
+    of all their maps. The stages of a cascade have a scale each, and earlier epochs too: with other weights a map may
+    be much fainter, and the measures look at its pattern.
     """
     examples = desk.examples(experiment.examples)
     ids = first_of_each_class(desk, experiment, count)
@@ -59,20 +64,24 @@ def galleries(experiment: Experiment, desk: Desk, count: int = 5) -> list[Galler
     for family in experiment.families:
         if isinstance(family, Redraw):
             continue
-        kind, members = kind_of(experiment, family.name), family.members(experiment.base)
+        kind, members = kind_of(family), experiment.members_of(family)
+        if kind == "epochs":
+            members = [*members[1:], members[0]]  # the finished model last
         for method in experiment.methods:
             specs = [(member.name, experiment.maps_of(member, method)) for member in members]
             there = _picked([one for one in specs if one[1] in desk.store], kind)
             if there:
                 maps = {name: _maps(desk.store, spec, ids) for name, spec in there}
-                strips = [photos, *_strips(maps, shared=kind != "cascade")]
+                strips = [photos, *_strips(maps, shared=kind in COMPARED)]
+                if kind in COMPARED and (spread := experiment.spread_of(family, method)) in desk.store:
+                    strips += _spread(desk.store, spread, ids, strips[1].limit or 1.0)
                 found.append(Gallery(family.name, kind, method.label, captions, strips, len(members)))
     return found
 
 
 def _picked(specs: list[tuple[str, Explain]], kind: FamilyKind) -> list[tuple[str, Explain]]:
-    """All models; of a long cascade the first and the last stage and some between, evenly."""
-    if kind != "cascade" or len(specs) <= STAGES:
+    """All models; of a long cascade or many epochs the first and the last and some between, evenly."""
+    if kind in COMPARED or len(specs) <= STAGES:
         return specs
     return [specs[round(index * (len(specs) - 1) / (STAGES - 1))] for index in range(STAGES)]
 
@@ -82,6 +91,20 @@ def _strips(maps: dict[str, Tensor], *, shared: bool) -> list[Strip]:
     if shared:
         limits = dict.fromkeys(maps, limit_of(torch.cat(list(maps.values()))))
     return [Strip(name, [signed(one, limits[name]) for one in maps[name]], limits[name]) for name in maps]
+
+
+def _spread(store: Store, spec: Spread, ids: list[int], limit: float) -> list[Strip]:
+    """The mean of all models' maps on their own scale, and their deviation on one that begins at zero.
+
+    Over channels, means are summed like the maps; deviations do not add, so it is the root of their sum of squares.
+    """
+    mean = join_channels(store.tensors(spec, "mean")["mean"][ids], "sum")
+    deviation = store.tensors(spec, "deviation")["deviation"][ids].square().sum(1).sqrt()
+    own = limit_of(deviation)
+    return [
+        Strip("mean of these maps", [signed(one, limit) for one in mean], limit),
+        Strip("their deviation", [unsigned(one, own) for one in deviation], own, deviation=True),
+    ]
 
 
 def limit_of(maps: Tensor) -> float:
@@ -108,11 +131,21 @@ def _maps(store: Store, spec: Explain, ids: list[int]) -> Tensor:
 
 def signed(values: Tensor, limit: float) -> str:
     """One map ``[h, w]`` as a picture: white is zero, full colour is ``limit``; grey where it is undefined."""
-    share = (values.numpy() / limit + 1) / 2
-    places = np.clip(np.nan_to_num(share) * 254, 0, 254).round().astype(np.uint8)
-    places[~np.isfinite(values.numpy())] = UNDEFINED
+    return _coloured((values / limit + 1) / 2, SIGNED)
+
+
+def unsigned(values: Tensor, limit: float) -> str:
+    """One map ``[h, w]`` of values from zero on as a picture: white is zero, full colour is ``limit``."""
+    return _coloured(values / limit, UNSIGNED)
+
+
+def _coloured(share: Tensor, colours: Colormap) -> str:
+    """Shares ``[h, w]`` of the way through the colours, those beyond at the ends; undefined ones grey."""
+    found = share.numpy()
+    places = np.clip(np.nan_to_num(found) * 254, 0, 254).round().astype(np.uint8)
+    places[~np.isfinite(found)] = UNDEFINED
     image = Image.fromarray(places).convert("P")
-    image.putpalette([*(SIGNED(np.arange(255))[:, :3] * 255).round().astype(np.uint8).flatten().tolist(), *[153] * 3])
+    image.putpalette([*(colours(np.arange(255))[:, :3] * 255).round().astype(np.uint8).flatten().tolist(), *[153] * 3])
     return _png(image)
 
 
@@ -125,6 +158,11 @@ def picture(x: Tensor) -> str:
 def scale() -> str:
     """The colours from minus to plus the limit."""
     return signed(torch.linspace(-1, 1, 255).expand(4, 255), 1.0)
+
+
+def scale_of_deviation() -> str:
+    """The colours from zero to the limit."""
+    return unsigned(torch.linspace(0, 1, 255).expand(4, 255), 1.0)
 
 
 def _png(image: Image.Image) -> str:

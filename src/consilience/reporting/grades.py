@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
+from consilience.measures.resampling import CONTROL
 from consilience.reporting.tables import Line
 
 ALIKE, UNLIKE = 0.95, 0.05  # an interval that lies wholly above, or wholly below
@@ -22,6 +23,9 @@ OPEN_TO: dict[Grade, frozenset[str]] = {
     "no scale": frozenset({"alike", "in part", "unlike"}),
 }
 """What may be the case under each grade: two grades contradict each other where nothing may be under both."""
+
+NO_FACTOR = ("overall", "several", CONTROL)
+"""Columns that are of no factor: of all of them, of several at once, and of the same training run again."""
 
 LOST: tuple[Left, ...] = ("little", "nothing")
 HELD: tuple[Left, ...] = ("all", "most")
@@ -65,11 +69,11 @@ def last_stage(method: str, measure: str, lines: Sequence[Line]) -> Line | None:
 
 def columns(line: Line, lines: Iterable[Line]) -> list[Line]:
     """The factors' rows beside an overall row; none where a single factor was varied, since it is the overall row."""
-    place = (line.family, line.method, line.measure)
+    place = (line.family, line.method, line.measure, line.condition)
     found = [
         other
         for other in lines
-        if (other.family, other.method, other.measure) == place and other.column not in ("overall", "several")
+        if (other.family, other.method, other.measure, other.condition) == place and other.column not in NO_FACTOR
     ]
     return found if len(found) > 1 else []
 
@@ -91,6 +95,11 @@ def number(value: float | None, digits: int = 2) -> str:
         return "\u2013"
     text = f"{value:.{digits}f}"
     return text.removeprefix("-") if float(text) == 0 else text.replace("-", "\u2212")
+
+
+def figures(value: float | None) -> str:
+    """A number of any size with three figures: a true minus, a dash where it is undefined."""
+    return "\u2013" if value is None else f"{value:.3g}".replace("-", "\u2212")
 
 
 def listed(names: Iterable[str], last: str = "and") -> str:

@@ -7,19 +7,28 @@ from importlib.resources import files
 from pathlib import Path
 
 import msgspec
-from jinja2 import Environment, StrictUndefined, Template
+from jinja2 import Environment, FunctionLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from consilience.errors import DiskError
 from consilience.experiment.desk import Desk, Place
 from consilience.experiment.experiment import Experiment
 from consilience.experiment.store import Store, writing
-from consilience.reporting.charts import cascade_charts, shade
-from consilience.reporting.figures import Gallery, galleries, scale
-from consilience.reporting.grades import number
-from consilience.reporting.layout import blocks, classified, matrices, pivots
+from consilience.reporting.causes import cause_tables
+from consilience.reporting.charts import cascade_charts, epoch_charts, shade
+from consilience.reporting.figures import Gallery, galleries, scale, scale_of_deviation
+from consilience.reporting.grades import figures, number
+from consilience.reporting.layout import (
+    blocks,
+    classified,
+    distance_tables,
+    matrices,
+    pivots,
+    represented_tables,
+)
 from consilience.reporting.learning import learning_charts
 from consilience.reporting.page import Page, page_of
+from consilience.reporting.tables import COMPARED, MEETS
 
 
 def report(
@@ -60,24 +69,37 @@ def rendered(page: Page, pictures: Sequence[Gallery]) -> str:
     tables = blocks(page.lines)
     return _template().render(
         page=page,
-        agreement=[block for block in tables if block.kind != "cascade"],
+        agreement=[block for block in tables if block.kind not in ("cascade", "epochs")],
         cascade=[block for block in tables if block.kind == "cascade"],
+        epochs=[block for block in tables if block.kind == "epochs"],
         classified=classified(page.told, page.performances),
+        causes=cause_tables(page.causes),
         pairs=matrices(page.matrices, page.told),
+        distances=distance_tables(page.distances),
+        represented=represented_tables(page.represented),
         pivots=pivots(page.judged),
         learning=learning_charts(page.told),
         charts=cascade_charts(page.lines),
-        galleries=pictures,
-        scale=scale(),
+        earlier=epoch_charts(page.lines),
+        twins=[one for one in pictures if one.kind in COMPARED],
+        stages=[one for one in pictures if one.kind == "cascade"],
+        kept=[one for one in pictures if one.kind == "epochs"],
         references={key: reference(key) for key in page.references},
     )
 
 
 def _template() -> Template:
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"number": number, "drawing": Markup, "at": at, "breakable": breakable}
-    environment.globals["shade"] = shade
-    return environment.from_string(files("consilience.reporting").joinpath("page.html").read_text("utf-8"))
+    """The page's template; its parts lie beside it in the package."""
+    parts = files("consilience.reporting").joinpath("templates")
+    environment = Environment(
+        loader=FunctionLoader(lambda name: parts.joinpath(name).read_text("utf-8")),
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters |= {
+        "number": number, "figures": figures, "drawing": Markup, "at": at, "breakable": breakable,
+    }  # fmt: skip
+    environment.globals |= {"shade": shade, "meets": MEETS, "scale": scale, "scale_of_deviation": scale_of_deviation}
+    return environment.get_template("page.html")
 
 
 def at(value: float) -> str:

@@ -1,23 +1,27 @@
 """From rows to the tables as they stand on the page: which rows stand together, and which are folded away."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from consilience.reporting.grades import columns
+from consilience.experiment.specs import Condition
+from consilience.reporting.alone import Judged, Performance
+from consilience.reporting.grades import NO_FACTOR, columns
 from consilience.reporting.learning import of_most_images
-from consilience.reporting.tables import FamilyKind, Judged, Line, Matrix, Performance, Told
+from consilience.reporting.pairings import Distance, Matrix, Represented, When
+from consilience.reporting.tables import COMPARED, MEETS, FamilyKind, Line, Told
 
 
 class Block(NamedTuple):
-    """Agreement in one family by one measure; rows are grouped by method."""
+    """Agreement in one family by one measure; rows are grouped by method, and by the images that they are of."""
 
     family: str
     kind: FamilyKind
     measure: str
     methods: list[list[Line]]
-    """Overall, then each factor, then several; controls overall only."""
-    controls: list[list[Line]]
-    """The controls by factor."""
+    """Overall, then each factor, then several; of controls, and of images that meet a condition, overall only."""
+    folded: list[list[Line]]
+    """Those by factor."""
 
 
 class Row(NamedTuple):
@@ -67,53 +71,91 @@ class Matrices(NamedTuple):
     measure: str
     apart: bool
     """Whether the measure says how well maps are told apart, so that less is more alike."""
+    fine: bool
+    """Whether the values are so small, or so large, that two digits would not tell them from each other."""
     each: list[Matrix]
 
 
+class DistanceTable(NamedTuple):
+    """Distances of whole sets of maps in one family by one measure."""
+
+    family: str
+    measure: str
+    better: str
+    columns: list[str]
+    rows: list[list[Distance]]
+
+
+class RepresentedTable(NamedTuple):
+    """The models of a family compared by one measure."""
+
+    family: str
+    measure: str
+    better: str
+    what: str
+    pairs: int
+    epochs: list[When]
+    parts: list[str]
+    cells: list[list[Represented | None]]
+    """A row for each part, a column for each epoch."""
+
+
 def blocks(lines: Sequence[Line]) -> list[Block]:
-    """The tables of agreement, cascades among them."""
+    """The tables of agreement, cascades and earlier epochs among them."""
     found = []
     for family, measure in dict.fromkeys((line.family, line.measure) for line in lines):
         mine = [line for line in lines if (line.family, line.measure) == (family, measure)]
-        methods, controls = [], []
-        for method in dict.fromkeys(line.method for line in mine):
-            rows = [line for line in mine if line.method == method]
-            if mine[0].kind != "cascade":
-                rows = _without_repeats(rows)
-            if rows[0].control and mine[0].kind != "cascade":
-                methods.append(rows[:1])
-                controls += [rows[1:]] if rows[1:] else []
-            else:
-                methods.append(rows)
-        found.append(Block(family, mine[0].kind, measure, methods, controls))
+        block = Block(family, mine[0].kind, measure, [], [])
+        for method, condition in _grouped(mine):
+            rows = [line for line in mine if (line.method, line.condition) == (method, condition)]
+            if block.kind in ("cascade", "epochs"):
+                block.methods.append(rows)
+                continue
+            rows = _without_repeats(rows)
+            whole = not rows[0].control and condition == "all"
+            block.methods.append(rows if whole else rows[:1])
+            if rows[1:] and not whole:
+                block.folded.append(rows[1:])
+        found.append(block)
     return found
+
+
+def _grouped(rows: Sequence[Line] | Sequence[Told]) -> list[tuple[str, Condition]]:
+    """Each method, and right after it the conditions under which it was looked at again."""
+    methods = list(dict.fromkeys(row.method for row in rows))
+    return sorted(
+        dict.fromkeys((row.method, row.condition) for row in rows),
+        key=lambda place: (methods.index(place[0]), list(MEETS).index(place[1])),
+    )
 
 
 def _without_repeats(rows: Sequence[Line]) -> list[Line]:
     """The rows, without that of a single factor: it is the overall row under another name."""
     if columns(rows[0], rows):
         return list(rows)
-    return [row for row in rows if row.column in ("overall", "several")]
+    return [row for row in rows if row.column in NO_FACTOR]
 
 
 def classified(told: Sequence[Told], performances: Sequence[Performance]) -> list[Classified]:
-    """The tables of consistency, one row a method."""
+    """The tables of consistency, one row a method, and one more for the images that meet a condition."""
     found = []
-    compared = [row for row in told if row.kind in ("twins", "models")]
+    compared = [row for row in told if row.kind in COMPARED]
     largest = {(row.family, row.measure) for row in of_most_images(compared)}
     for family, measure in dict.fromkeys((row.family, row.measure) for row in compared):
         mine = [row for row in compared if (row.family, row.measure) == (family, measure)]
         names = [name for name in dict.fromkeys(row.column for row in mine) if name not in ("overall", "several")]
         factors = names if len(names) > 1 else []
         floors = {
-            row.method: row for row in told if (row.kind, row.measure, row.column) == ("floor", measure, "overall")
+            (row.method, row.condition): row
+            for row in told
+            if (row.kind, row.measure, row.column) == ("floor", measure, "overall")
         }
         rows = []
-        for method in dict.fromkeys(row.method for row in mine):
-            by = {row.column: row for row in mine if row.method == method}
+        for place in _grouped(mine):
+            by = {row.column: row for row in mine if (row.method, row.condition) == place}
             if "overall" in by:
                 own = [by.get(name) for name in factors]
-                rows.append(Row(by["overall"], own, by.get("several"), floors.get(method)))
+                rows.append(Row(by["overall"], own, by.get("several"), floors.get(place)))
         worth = [one for one in performances if one.family == family]
         found.append(Classified(family, measure, factors, rows, worth, (family, measure) not in largest))
     return found
@@ -125,10 +167,13 @@ def pivots(judged: Sequence[Judged]) -> list[Pivot]:
     for family in dict.fromkeys(row.family for row in judged):
         mine = [row for row in judged if row.family == family]
         models = list(dict.fromkeys(row.member for row in mine))
+        if mine[0].kind == "epochs":
+            models = [*models[1:], models[0]]  # the finished model comes first in its family, and last in time
         rows = []
-        for measure, method in dict.fromkeys((row.measure, row.method) for row in mine):
-            cells = {row.member: row for row in mine if (row.measure, row.method) == (measure, method)}
+        for label, method in dict.fromkeys((row.label, row.method) for row in mine):
+            cells = {row.member: row for row in mine if (row.label, row.method) == (label, method)}
             one = next(iter(cells.values()))
+            measure = f"{label}, mean over classes" if one.unit == "classes" else label
             rows.append(PivotRow(measure, one.better, method, one.control, [cells.get(name) for name in models]))
         found.append(Pivot(family, mine[0].kind, models, rows))
     return found
@@ -137,8 +182,39 @@ def pivots(judged: Sequence[Judged]) -> list[Pivot]:
 def matrices(found: Sequence[Matrix], told: Sequence[Told]) -> list[Matrices]:
     """The matrices, by measure."""
     tells = {row.measure for row in told}
-    places = dict.fromkeys((one.family, one.measure) for one in found)
-    return [
-        Matrices(*place, place[1] in tells, [one for one in found if (one.family, one.measure) == place])
-        for place in places
-    ]
+    groups = []
+    for place in dict.fromkeys((one.family, one.measure) for one in found):
+        mine = [one for one in found if (one.family, one.measure) == place]
+        sizes = [abs(value) for one in mine for row in one.values for value in row if value is not None]
+        groups.append(Matrices(*place, place[1] in tells, not 0.1 <= max(sizes, default=1.0) <= 100, mine))
+    return groups
+
+
+def distance_tables(found: Sequence[Distance]) -> list[DistanceTable]:
+    """The columns of each measure of whole sets of maps side by side, one model explained twice below them."""
+    tables = []
+    for family, measure in dict.fromkeys((one.family, one.measure) for one in found if one.kind in COMPARED):
+        mine = [one for one in found if one.measure == measure and (one.family == family or one.kind == "floor")]
+        columns = list(dict.fromkeys(one.column for one in mine))
+        rows = []
+        for method in dict.fromkeys(one.method for one in mine):
+            for kind in dict.fromkeys(one.kind for one in mine):
+                by = {one.column: one for one in mine if (one.method, one.kind) == (method, kind)}
+                if by:
+                    rows.append([by[column] for column in columns])
+        tables.append(DistanceTable(family, measure, mine[0].better, columns, rows))
+    return tables
+
+
+def represented_tables(found: Sequence[Represented]) -> list[RepresentedTable]:
+    """Layers and tensors as rows, epochs as columns."""
+    tables = []
+    for family, measure in dict.fromkeys((one.family, one.measure) for one in found):
+        mine = [one for one in found if (one.family, one.measure) == (family, measure)]
+        epochs = sorted({one.epoch for one in mine}, key=lambda when: when if isinstance(when, int) else math.inf)
+        parts = list(dict.fromkeys(one.part for one in mine))
+        by = {(one.part, one.epoch): one for one in mine}
+        cells = [[by.get((part, epoch)) for epoch in epochs] for part in parts]
+        pairs = max(one.pairs for one in mine)
+        tables.append(RepresentedTable(family, measure, mine[0].better, mine[0].what, pairs, epochs, parts, cells))
+    return tables

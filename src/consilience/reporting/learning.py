@@ -14,7 +14,7 @@ from consilience.experiment.experiment import Experiment
 from consilience.experiment.specs import Prepared
 from consilience.reporting.curves import LETTER, SPAN, START, Axes, Curve, Point, drawing, last
 from consilience.reporting.grades import number
-from consilience.reporting.tables import Size, Told
+from consilience.reporting.tables import COMPARED, Size, Told
 from consilience.tensors import slices
 
 LOW, HIGH = -0.05, 1.05  # of C, with room for a dot at both ends
@@ -83,7 +83,7 @@ def learning_charts(told: Sequence[Told]) -> list[LearningChart]:
     """A drawing for each family and measure that was given several numbers of images."""
     places: dict[tuple[str, str], list[Told]] = {}
     for row in told:
-        if row.size is not None and row.column == "overall" and row.kind in ("twins", "models"):
+        if row.size is not None and (row.column, row.condition) == ("overall", "all") and row.kind in COMPARED:
             places.setdefault((row.family, row.size.measure), []).append(row)
     tables = {place: _by_used(rows) for place, rows in places.items()}
     return [_chart(*place, table) for place, table in tables.items() if len(table) > 1]

@@ -1,5 +1,6 @@
 """What a page holds, but for its pictures; its JSON twin is this, written out."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -7,24 +8,15 @@ import msgspec
 from consilience.component import Choice
 from consilience.experiment.desk import Desk
 from consilience.experiment.experiment import Experiment
-from consilience.experiment.families import Randomised, Retrain, SideBySide
+from consilience.experiment.families import AnyFamily, Retrain
 from consilience.experiment.specs import Train, plan
 from consilience.experiment.store import Store
+from consilience.reporting.alone import Judged, Performance, Reading, coverage, judged, performances, readings
+from consilience.reporting.causes import Cause, causes
+from consilience.reporting.choices import chosen
 from consilience.reporting.learning import sizes
-from consilience.reporting.tables import (
-    Judged,
-    Line,
-    Matrix,
-    Performance,
-    Told,
-    coverage,
-    judged,
-    kind_of,
-    lines,
-    matrices,
-    performances,
-    told,
-)
+from consilience.reporting.pairings import Distance, Matrix, Represented, distances, matrices, represented
+from consilience.reporting.tables import COMPARED, Line, Told, kind_of, lines, study_of, told
 from consilience.reporting.verdicts import Answer, answer
 
 
@@ -36,9 +28,17 @@ class Page(msgspec.Struct):
     lines: list[Line]
     told: list[Told]
     matrices: list[Matrix]
+    distances: list[Distance]
+    """Of the measures that look at a set of maps as a whole."""
+    causes: list[Cause]
+    """What the disagreement comes from: rows of the other summaries."""
+    represented: list[Represented]
+    """The models themselves compared."""
     judged: list[Judged]
     performances: list[Performance]
     """Of the models that are compared, as they stand beside their consistency."""
+    readings: list[Reading]
+    """Explanation accuracy."""
     coverage: dict[str, dict[str, list[str]]]
     """Stage of the cascade to the names of weights that were drawn anew, and that were kept."""
     chosen: dict[str, str]
@@ -50,68 +50,41 @@ class Page(msgspec.Struct):
 
 def page_of(experiment: Experiment, desk: Desk) -> Page:
     """What the store holds of an experiment."""
-    goals, store = experiment.goals(), desk.store
-    rows, alone = lines(experiment, store), judged(experiment, store)
-    classified = told(experiment, store, sizes(experiment, desk))
-    drawn = coverage(experiment, store)
+    study, store = study_of(experiment, desk), desk.store
+    rows, alone = lines(study), judged(study)
+    classified, worth = told(study, sizes(experiment, desk)), performances(alone)
+    drawn = coverage(study)
     partial = {stage.partition(", draw ")[0] for stage, done in drawn.items() if done["kept"]}
+    compared = [family for family in experiment.families if kind_of(family) in COMPARED]
+    twins = all(isinstance(family, Retrain) for family in compared)
     return Page(
         title=experiment.name,
-        answer=answer(rows, classified, _models(experiment), partial),
+        answer=answer(rows, classified, _models(experiment, compared), partial, twins=twins),
         lines=rows,
         told=classified,
-        matrices=matrices(experiment, store, rows),
+        matrices=matrices(study, rows),
+        distances=distances(study),
+        causes=causes(study),
+        represented=represented(study),
         judged=alone,
-        performances=performances(alone),
+        performances=worth,
+        readings=readings(study, worth),
         coverage=drawn,
-        chosen=_chosen(experiment),
+        chosen=chosen(experiment),
         references=_references(experiment),
         made=_made(experiment, store),
-        missing=sum(goal.spec not in store for goal in goals),
+        missing=sum(goal.spec not in store for goal in experiment.goals()),
     )
 
 
-def _models(experiment: Experiment) -> int:
+def _models(experiment: Experiment, compared: Sequence[AnyFamily]) -> int:
     """How many models were compared with each other."""
-    compared = [f for f in experiment.families if kind_of(experiment, f.name) in ("twins", "models")]
     subjects = {
         (member.subject.source.digest, member.subject.epoch)
         for family in compared
-        for member in family.members(experiment.base)
+        for member in experiment.members_of(family)
     }
     return len(subjects)
-
-
-def _chosen(experiment: Experiment) -> dict[str, str]:
-    """What a reader has to know of the choices behind the numbers."""
-    base, said = experiment.base, dict[str, str]()
-    if isinstance(base, Train):
-        said["Model"] = base.model.label
-        said["Trained on"] = f"{base.data.label}, {base.epochs} epochs, batches of {base.batch_size}"
-        said["Objective and optimiser"] = f"{base.objective.label}, {base.optimizer.label}"
-    for family in experiment.families:
-        if isinstance(family, Retrain):
-            varied = "; ".join(f"{factor} {', '.join(map(str, values))}" for factor, values in family.values.items())
-            said["Twins"] = f"one factor varied at a time: {varied}"
-        elif isinstance(family, SideBySide):
-            said["Models"] = ", ".join(f"{name} (weights {given.weights[:12]})" for name, given in family.models)
-        elif isinstance(family, Randomised):
-            layers = [layer if isinstance(layer, str) else layer[0] for layer in family.layers]
-            said["Cascade"] = (
-                f"{family.order.replace('_', ' ')}: {', '.join(layers)}; initialiser {family.initializer}, "
-                f"batch norm {family.batch_norm}, seeds {', '.join(map(str, family.seeds))}"
-            )
-    said |= {
-        "Explained": f"{experiment.examples.label}, the true class of each example",
-        "Channels of maps": experiment.channels,
-        "Floor": f"the base explained with the draws {', '.join(map(str, experiment.floor.seeds))}",
-        "Baseline": "each map against another image's of the same class",
-        "Intervals": "bootstrap over examples and models",
-    }
-    asked = any(method.asks("background") for method in (*experiment.methods, *experiment.controls))
-    if asked and experiment.background is not None:
-        said["Background"] = experiment.background.label
-    return said
 
 
 def _references(experiment: Experiment) -> list[str]:
@@ -121,7 +94,7 @@ def _references(experiment: Experiment) -> list[str]:
     chosen += [data.choice for data in experiment.data if data.choice is not None]
     chosen += [*experiment.methods, *experiment.controls, *experiment.judge]
     chosen += [how.measure for how in experiment.compare]
-    chosen += [*experiment.summarise]
+    chosen += [*experiment.summarise, *experiment.represent.measures, *experiment.represent.weights]
     edits = [
         member.subject.edit for family in experiment.families for member in family.members(base) if member.subject.edit
     ]

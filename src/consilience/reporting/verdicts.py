@@ -21,7 +21,7 @@ from consilience.reporting.grades import (
     worst,
 )
 from consilience.reporting.learning import of_most_images
-from consilience.reporting.tables import Line, Told
+from consilience.reporting.tables import COMPARED, Line, Told
 
 MANY = 3  # methods; of more, a sentence names the two ends
 
@@ -80,19 +80,23 @@ class Answer(msgspec.Struct):
     next: list[str]
 
 
-def answer(lines: Sequence[Line], told: Sequence[Told], models: int, partial: Collection[str] = ()) -> Answer:
-    """The answer that the rows give.
+def answer(
+    lines: Sequence[Line], told: Sequence[Told], models: int, partial: Collection[str] = (), *, twins: bool = True
+) -> Answer:
+    """The answer that the rows of all examples give; rows of those that meet a condition have no part in it.
 
-    ``models`` is how many were compared, the base among them; ``partial`` names the stages of cascades that left
-    some weights as they were.
+    ``models`` is how many were compared; ``partial`` names the stages of cascades that left some weights as they
+    were; ``twins`` says whether the models are a base and its twins, and no folds or ensembles.
     """
-    overall = [line for line in lines if line.column == "overall" and line.kind in ("twins", "models")]
+    lines = [line for line in lines if line.condition == "all"]
+    told = [row for row in told if row.condition == "all"]
+    overall = [line for line in lines if line.column == "overall" and line.kind in COMPARED]
     first = {(line.family, line.method): line for line in reversed(overall) if not line.control}
     judged = list(reversed(first.values()))
     return Answer(
-        headline=_headline(judged, overall),
+        headline=_headline(judged, overall, twins),
         methods=[_verdict(line, lines, partial) for line in judged],
-        evidence=_evidence(overall, models),
+        evidence=_evidence(overall, models, twins),
         floor=_floor(judged),
         worst=_worst(judged, lines),
         controls=_controls(overall, judged),
@@ -117,10 +121,11 @@ def _verdict(line: Line, lines: Sequence[Line], partial: Collection[str]) -> Met
     )
 
 
-def _headline(judged: Sequence[Line], overall: Sequence[Line]) -> str:
+def _headline(judged: Sequence[Line], overall: Sequence[Line], twins: bool) -> str:
     if not judged:
         return "Nothing was compared, or nothing of it is made yet."
-    who = "Twins of this model" if all(line.kind == "twins" for line in judged) else "These models"
+    again = twins and all(line.kind == "twins" for line in judged)
+    who = "Twins of this model" if again else "These models"
     found = {grade(line) for line in judged}
     if len(found) == 1:
         said = f"{who} explain the same image alike {WORDS[found.pop()]}"
@@ -180,14 +185,16 @@ def _group(found: Left) -> str:
     return "lost" if found in LOST else "held" if found in HELD else found
 
 
-def _evidence(overall: Sequence[Line], models: int) -> str:
+def _evidence(overall: Sequence[Line], models: int, twins: bool) -> str:
     if not overall:
         return ""
     first = {line.family: line for line in reversed(overall)}
     pairs, examples = sum(line.pairs for line in first.values()), max(line.examples for line in first.values())
-    twins = all(line.kind == "twins" for line in first.values())
-    who = f"{models} models (a base and {_counted(models - 1, 'twin')})" if twins else f"{models} models side by side"
-    differ = " that differ in one factor" if twins else ""
+    again = all(line.kind == "twins" for line in first.values())
+    who = f"{models} models{'' if again else ' side by side'}"
+    if again and twins:
+        who += f" (a base and {_counted(models - 1, 'twin')})"
+    differ = " that differ in one factor" if again else ""
     undefined = sum(line.undefined for line in overall)
     left_out = f"; {_counted(undefined, 'undefined value')} left out" if undefined else ""
     return f"{_counted(examples, 'image')} and {who}, compared in {_counted(pairs, 'pair')}{differ}{left_out}."
@@ -263,7 +270,7 @@ def _worst(judged: Sequence[Line], lines: Sequence[Line]) -> str:
 def _classifier(told: Sequence[Told]) -> str:
     """What a classifier makes of the maps, in one sentence; of several numbers of images, of the largest."""
     told = of_most_images(told)
-    rows = [row for row in told if row.column == "overall" and row.kind in ("twins", "models") and not row.control]
+    rows = [row for row in told if row.column == "overall" and row.kind in COMPARED and not row.control]
     values = [row.consistency for row in rows if row.consistency is not None]
     nulls = [row.null for row in rows if row.null is not None]
     floors = [
