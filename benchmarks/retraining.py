@@ -141,7 +141,7 @@ def aligned(rounds: int, _: str) -> int:
     spent = seconds(run, 3 * rounds)
     line = Line("linear CKA, ours to a loop over pairs", ratio(spent, "ours", "loop"), ALIGNED)
     missed = show(f"{len(PAIRS)} pairs of {TWINS} twins, {ROWS} rows of {NEURONS} neurons: CPU time", [line])
-    found, expected = (torch.tensor([float(one) for one in run[name]()]) for name in ("ours", "loop"))
+    found, expected = (np.array([float(one) for one in run[name]()]) for name in ("ours", "loop"))
     return missed + pairs.unequal({"cka": float((found - expected).abs().max())})
 
 
@@ -261,8 +261,8 @@ def trained(rounds: int, _: str) -> int:
         family = digits(name)
         with tempfile.TemporaryDirectory() as folder:
             spent = seconds({
-                "plain": lambda: plain(family, TRAINED), "ours": lambda: ours(family, TRAINED),
-                "checkpoints": lambda: ours(family, TRAINED, Path(folder)),
+                "plain": functools.partial(plain, family, TRAINED), "ours": functools.partial(ours, family, TRAINED),
+                "checkpoints": functools.partial(ours, family, TRAINED, Path(folder)),
             }, rounds)  # fmt: skip
         title = f"training {TRAINED} twins of {name}, one epoch of {DIGITS} digits, batches of {BATCH}: CPU time"
         missed += show(title, [
@@ -325,7 +325,8 @@ def memory(_: int, __: str) -> int:
 
 
 PARTS = {
-    "separability": separabilities, "sets": sets, "cka": aligned, "training": trained, "stacked": stacks, "memory": memory,
+    "separability": separabilities, "sets": sets, "cka": aligned, "training": trained, "stacked": stacks,
+    "memory": memory,
 }  # fmt: skip
 
 

@@ -21,6 +21,7 @@ FEWER = {  # of what is only repeated
     "integrated_gradients": {"steps": 6},
     "integrated_gradients_over_background": {"steps": 3},
     "kernel_shap": {"samples": 40},
+    "kernel_shap_over_background": {"samples": 40},
     "pattern_guided_integrated_gradients": {"steps": 3},
     "rise": {"masks": 20},
     "smooth_grad": {"samples": 3},

@@ -115,7 +115,7 @@ def refused(name, build):
     if name in RULED:
         return NO_LAYER
     if build is models.unconnected:
-        perturbing = name in ("kernel_shap", "occlusion", "rise")
+        perturbing = name in ("kernel_shap", "kernel_shap_over_background", "occlusion", "rise")
         return None if perturbing else NO_WAY if name in ("deep_lift", "deep_lift_shap") else NO_SLOPE
     return NO_PLANE if name in PLANELESS else None
 
@@ -161,9 +161,8 @@ def test_a_search_in_what_does_not_look_at_the_image_is_refused():
 @pytest.mark.parametrize("name", [name for name in NAMES if "background" in attribution.get(name).roles])
 @pytest.mark.parametrize("wrong", [X[:0], X[:, :1], X[..., :8], X[0]], ids=["none", "channels", "size", "rank"])
 def test_a_background_of_other_images_is_refused(name, wrong):
-    options = {"baseline": "background"} if name == "kernel_shap" else {}
     with pytest.raises(SpecError, match=r"background: expected at least one image of .*; give examples"):
-        explained(name, models.plain().double(), X, T, others=wrong, **options)
+        explained(name, models.plain().double(), X, T, others=wrong)
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if "layer" in attribution.get(n).schema.__struct_fields__])

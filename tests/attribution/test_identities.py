@@ -220,6 +220,7 @@ KNOWN = {
     "integrated_gradients_over_background": (
         complete_over_the_background("integrated_gradients_over_background", 0.02, steps=50), EVERYWHERE),
     "kernel_shap": (complete_to_rounding("kernel_shap", 0.0), EVERYWHERE),
+    "kernel_shap_over_background": (complete_over_the_background("kernel_shap_over_background", 1e-6), EVERYWHERE),
     "lrp": (  # a norm in front of its layer and a gate have rules of their own
         pixel_times_gradient_without_an_epsilon, [n for n in CONVOLVED if n not in ("dense", "squeeze_excitation")]),
     "mean_over_models": (the_members_own, EVERYWHERE),

@@ -177,6 +177,7 @@ ENOUGH = {
     "extremal_perturbation": {"iterations": 60, "areas": (0.1,), "mirror": False},
     "integrated_gradients": {"steps": 16},
     "kernel_shap": {"samples": 300},
+    "kernel_shap_over_background": {"samples": 300},
 }
 
 

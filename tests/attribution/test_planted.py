@@ -208,6 +208,8 @@ TRUTH = {
         formula(w, baseline=START, steps=7, nodes="right", multiply=False)),
     "integrated_gradients_over_background": formula(w * (X - OTHERS.mean(0)), steps=2),
     "kernel_shap": values_of_regions,
+    "kernel_shap_over_background": formula(
+        (w * (X - OTHERS.mean(0))).mean(1, keepdim=True).expand_as(X), region=1, samples=80),
     "lrp": formula(w * X * (1 - 1e-6 / (score_of(X).abs() + 1e-6))),  # what the epsilon absorbs
     "mean_over_models": mean_of_two_models,
     "occlusion": drops_of_all_windows_over_a_pixel,

@@ -11,7 +11,7 @@ from torch import nn
 
 from consilience import tensors
 from consilience.attribution.scores import logit, probability
-from consilience.attribution.shapley import coalitions, grid, kernel_shap
+from consilience.attribution.shapley import coalitions, grid, kernel_shap, kernel_shap_over_background
 from consilience.component import attribution
 from consilience.errors import ModelError, SpecError
 from consilience.models.split import normalised
@@ -67,12 +67,19 @@ def by_region(maps, region):
     return torch.zeros(int(where.max()) + 1, dtype=maps.dtype).index_add_(0, where.flatten(), maps.sum(0).flatten())
 
 
+def shapley(model, x, target, rng, baseline, **options):
+    """From a value, or from every image of the background."""
+    if baseline == "background":
+        return kernel_shap_over_background(model, x, target, rng, BACKGROUND, **options)
+    return kernel_shap(model, x, target, rng, baseline=baseline, **options)
+
+
 @pytest.mark.parametrize(("region", "link"), [(4, "identity"), (3, "identity"), (4, "logit")])
 @pytest.mark.parametrize("baseline", [0.25, "background"])
 def test_all_coalitions_give_the_shapley_values_of_their_definition(model, region, link, baseline):
     score = probability if link == "logit" else logit
-    options = {"region": region, "link": link, "score": score, "baseline": baseline}
-    maps = kernel_shap(model, X[:2], T[:2], Rng(0, [0, 1]), BACKGROUND, **options)
+    options = {"region": region, "link": link, "score": score}
+    maps = shapley(model, X[:2], T[:2], Rng(0, [0, 1]), baseline, **options)
     starts = BACKGROUND if baseline == "background" else torch.full_like(X[:1], 0.25)
     for image, target, one in zip(X, T, maps, strict=False):
         expected = slow(model, image, target, starts, region, score, link)
@@ -85,7 +92,7 @@ def test_all_coalitions_give_shaps_kernel_explainer_without_regularisation(model
         warnings.simplefilter("ignore")  # of its imports
         shap = pytest.importorskip("shap")
         score = probability if link == "logit" else logit
-        maps = kernel_shap(model, X, T, RNG, BACKGROUND, region=3, link=link, score=score, baseline="background")
+        maps = kernel_shap_over_background(model, X, T, RNG, BACKGROUND, region=3, link=link, score=score)
         where = grid(8, 8, 3)
         for image, target, one in zip(X[:2], T, maps, strict=False):
 
@@ -111,8 +118,8 @@ def test_of_a_linear_model_every_pixel_has_its_weight_times_its_way_however_few_
 @pytest.mark.parametrize("link", ["identity", "logit"])
 def test_maps_are_complete_in_the_space_of_the_link_also_when_estimated(model, samples, link):
     score = probability if link == "logit" else logit
-    options = {"region": 1, "samples": samples, "link": link, "score": score, "baseline": "background"}
-    maps = kernel_shap(model, X, T, RNG, BACKGROUND, **options)
+    options = {"region": 1, "samples": samples, "link": link, "score": score}
+    maps = kernel_shap_over_background(model, X, T, RNG, BACKGROUND, **options)
     with torch.no_grad():
         ends = score(model(X), T), torch.stack([score(model(BACKGROUND), t.expand(5)).mean() for t in T])
     there, start = (torch.logit(end) if link == "logit" else end for end in ends)
@@ -214,13 +221,13 @@ def test_all_channels_of_a_region_go_together(model):
 @pytest.mark.parametrize("baseline", [0.0, "background"])
 @pytest.mark.parametrize("budget", [1, 30_000, 10**8])
 def test_an_example_is_explained_alike_in_any_batch_and_chunk(model, baseline, budget, monkeypatch):
-    method = functools.partial(kernel_shap, region=1, samples=200, baseline=baseline)
-    expected = method(model, X, T, RNG, BACKGROUND)
+    method = functools.partial(shapley, baseline=baseline, region=1, samples=200)
+    expected = method(model, X, T, RNG)
     monkeypatch.setattr(tensors, "CHUNK_BYTES", budget)
-    torch.testing.assert_close(method(model, X, T, RNG, BACKGROUND), expected, atol=1e-12, rtol=1e-10)
-    few = method(model, X[[3, 0]], T[[3, 0]], Rng(5, [0, 4]), BACKGROUND)
+    torch.testing.assert_close(method(model, X, T, RNG), expected, atol=1e-12, rtol=1e-10)
+    few = method(model, X[[3, 0]], T[[3, 0]], Rng(5, [0, 4]))
     torch.testing.assert_close(few, expected[[3, 0]], atol=1e-12, rtol=1e-10)
-    assert not torch.allclose(method(model, X, T, Rng(6, IDS), BACKGROUND), expected)
+    assert not torch.allclose(method(model, X, T, Rng(6, IDS)), expected)
 
 
 def test_images_of_a_batch_share_passes(model):
@@ -233,7 +240,7 @@ def test_images_of_a_batch_share_passes(model):
 def test_a_background_costs_a_pass_for_each_of_its_images(model):
     seen = []
     model.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
-    kernel_shap(model, X, T, RNG, BACKGROUND, region=1, samples=200, baseline="background")
+    kernel_shap_over_background(model, X, T, RNG, BACKGROUND, region=1, samples=200)
     assert sum(seen) == N * (200 + 2) * 5 + 1
 
 
@@ -314,11 +321,9 @@ def test_regions_that_are_no_parts_of_the_image_are_refused(model, region):
         kernel_shap(model, X, T, RNG, region=region)
 
 
-def test_a_background_that_is_asked_for_must_be_there_and_fit(model):
-    with pytest.raises(SpecError, match="kernel_shap: expected a background"):
-        kernel_shap(model, X, T, RNG, baseline="background")
+def test_a_background_must_fit(model):
     with pytest.raises(SpecError, match=r"background: expected at least one image of \[2, 8, 8\]"):
-        kernel_shap(model, X, T, RNG, BACKGROUND[:, :1], baseline="background")
+        kernel_shap_over_background(model, X, T, RNG, BACKGROUND[:, :1])
 
 
 def test_a_class_that_the_model_does_not_know_is_refused(model):
@@ -330,9 +335,11 @@ def test_no_examples_give_no_maps(model):
     assert kernel_shap(model, X[:0], T[:0], Rng(0, [])).shape == (0, 2, 8, 8)
 
 
-def test_a_file_may_choose_a_background_or_a_value():
-    for baseline in ("background", "mean", 0.5):
+def test_a_background_is_asked_for_only_by_what_shows_it():
+    for baseline in ("mean", 0.5):
         chosen = attribution.choose({"use": "kernel_shap", "baseline": baseline, "samples": 300})
         assert chosen.options["baseline"] == baseline
+        assert not chosen.asks("background")
+    assert attribution.choose("kernel_shap_over_background").asks("background")
     with pytest.raises(SpecError, match="median"):
         attribution.choose({"use": "kernel_shap", "baseline": "median"})

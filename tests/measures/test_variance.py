@@ -192,6 +192,15 @@ def test_there_are_no_shares_where_the_sum_is_not_positive():
     assert all(np.isnan(row.estimate) for row in rows(same).values())
 
 
+def test_what_is_undefined_has_no_interval():
+    """Noise alone, with factors that come out below zero: there is no sum for several to be compared with."""
+    noise = {"explainer": 1.0, "init": 0.0, "order": 0.0, "image": 0.0}
+    found = [rows(simulated(seed, {"init": 3, "order": 3}, variance=noise))[TOGETHER] for seed in range(8)]
+    undefined = [row for row in found if np.isnan(row.estimate)]
+    assert undefined
+    assert all(np.isnan([row.low, row.high]).all() for row in undefined)
+
+
 def test_a_training_that_was_only_run_again_is_no_source():
     table, floor, wrong = simulated(0, {"init": 3})
     again = {"a": (*table.a, 0), "b": (*table.b, 9), "differs": (*table.differs, ("nothing",))}

@@ -37,13 +37,12 @@ def kernel_shap(
     x: Float[Tensor, "n c h w"],
     target: Int[Tensor, " n"],
     rng: Rng,
-    background: Float[Tensor, "m _ _ _"] | None = None,
     *,
     score: Score = logit,
     link: Link = "identity",
     region: Annotated[int, Meta(ge=1)] = 4,
     samples: Annotated[int, Meta(ge=1)] | None = None,
-    baseline: Baseline | Literal["background"] = 0.0,
+    baseline: Baseline = 0.0,
 ) -> Float[Tensor, "n c h w"]:
     """Shapley value of each square region, spread evenly over its pixels and channels; NaN where a score is.
 
@@ -63,10 +62,52 @@ def kernel_shap(
             smaller, and as equal as can be. At 1, each pixel is a region.
         samples: Coalitions asked of each image, at least twice as many as there are regions; by default 2048 more
             than that, as in shap. All coalitions, where they are fewer.
-        baseline: What an absent region shows: a value, ``"mean"``, or each image of the background in turn
-            (``"background"``), of which the scores are averaged before the link, as in shap.
+        baseline: What an absent region shows, as in ``integrated_gradients``.
     """
-    starts = _starts(model, x, target, background, baseline)
+    check_batch(model, x, target)
+    starts = start_of(x.detach(), baseline, model)[:, None]
+    return _explained(model, x, target, rng, starts, score, link, region, samples)
+
+
+@attribution(version=1, paper="lundberg2017unified")
+def kernel_shap_over_background(
+    model: nn.Module,
+    x: Float[Tensor, "n c h w"],
+    target: Int[Tensor, " n"],
+    rng: Rng,
+    background: Float[Tensor, "m _ _ _"],
+    *,
+    score: Score = logit,
+    link: Link = "identity",
+    region: Annotated[int, Meta(ge=1)] = 4,
+    samples: Annotated[int, Meta(ge=1)] | None = None,
+) -> Float[Tensor, "n c h w"]:
+    """``kernel_shap`` where an absent region shows each image of the background in turn; NaN where a score is.
+
+    The scores of a coalition are averaged over the background before the link, as in shap, and so each map sums to
+    ``link(score(x))`` minus the link of the mean score of the background. It costs a pass for each of its images.
+
+    Args:
+        score: What the regions share out.
+        link: As in ``kernel_shap``.
+        region: Side of the regions, in pixels.
+        samples: Coalitions asked of each image, as in ``kernel_shap``.
+    """
+    starts = checked(model, x, target, background).expand(len(x), *background.shape)
+    return _explained(model, x, target, rng, starts, score, link, region, samples)
+
+
+def _explained(
+    model: nn.Module,
+    x: Tensor,
+    target: Tensor,
+    rng: Rng,
+    starts: Float[Tensor, "n m c h w"],
+    score: Score,
+    link: Link,
+    region: int,
+    samples: int | None,
+) -> Float[Tensor, "n c h w"]:
     x, where = x.detach(), grid(x.shape[2], x.shape[3], region).to(x.device)
     regions = int(where.max()) + 1
     if samples is not None and samples < 2 * regions:
@@ -102,20 +143,6 @@ def grid(height: int, width: int, region: int) -> Int[Tensor, "h w"]:
         )
     row, column = (torch.arange(side) * -(-side // region) // side for side in (height, width))
     return row[:, None] * (int(column.max()) + 1) + column
-
-
-def _starts(
-    model: nn.Module, x: Tensor, target: Tensor, background: Tensor | None, baseline: Baseline | Literal["background"]
-) -> Float[Tensor, "n m c h w"]:
-    """The images that each example's absent regions show."""
-    if baseline != "background":
-        check_batch(model, x, target)
-        return start_of(x.detach(), baseline, model)[:, None]
-    if background is None:
-        raise SpecError(
-            "kernel_shap: expected a background for baseline = 'background', found none; give images, or a value"
-        )
-    return checked(model, x, target, background).expand(len(x), *background.shape)
 
 
 def _game(where: Tensor, image: Tensor, starts: Tensor, samples: int | None, rng: Rng) -> Game:

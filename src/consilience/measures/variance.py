@@ -171,6 +171,7 @@ def _over(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
 
 
 def _row(part: _Part, level: float) -> Row:
-    low, high = interval(part.draws[1:], level)
+    estimate = part.draws[0]
+    low, high = interval(part.draws[1:] if np.isfinite(estimate) else part.draws[:1], level)
     pairs, n = part.values.shape
-    return Row(part.name, pairs, n, int(np.isnan(part.values).sum()), float(part.draws[0]), low, high)
+    return Row(part.name, pairs, n, int(np.isnan(part.values).sum()), float(estimate), low, high)

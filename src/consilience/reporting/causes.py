@@ -14,7 +14,8 @@ from consilience.reporting.tables import COMPARED, MEETS, FamilyKind, Study, fin
 
 SHOWN_ELSEWHERE = ("calibrated_similarity", "consistency")
 OF_MODELS = ("variance_shares", "modes")  # mean nothing of one model's stages, or of one explained twice
-SHADES = (GREY, *COLOURS)  # the first row is the explainer's own noise; all are dark enough for white letters
+*FACTORS, LAST = COLOURS  # dark enough for white letters
+ENDS = {"explainer": GREY, "image": LAST}
 
 
 class Cause(msgspec.Struct):
@@ -71,7 +72,8 @@ def causes(study: Study) -> list[Cause]:
 def _with_names(mode: str, members: Sequence[Member]) -> str:
     """A mode with the names of its models, of which the summary knows the positions in the family only."""
     kind, colon, twins = mode.partition(": ")
-    return kind + colon + re.sub(r"\d+", lambda position: members[int(position[0])].name, twins)
+    named = re.sub(r"\d+", lambda position: members[int(position[0])].name, twins)
+    return kind + colon + re.sub(r"^twins? ", "", named)
 
 
 class Share(NamedTuple):
@@ -119,12 +121,12 @@ def cause_tables(found: Sequence[Cause]) -> list[CauseTable]:
 
 
 def _bar(rows: Sequence[Cause]) -> Bar:
-    """The shares of one method; the colour of a source is the same in every bar, by its place among the rows."""
+    """The shares of one method; a source has the same colour in every bar."""
     sources = [row for row in rows if row.column != TOGETHER]
     known = [(at, row.column, row.estimate) for at, row in enumerate(sources) if row.estimate is not None]
     whole = sum(max(0.0, value) for _, _, value in known)
     shares = [
-        Share(name, value, 100 * max(0.0, value) / whole, SHADES[at % len(SHADES)])
+        Share(name, value, 100 * max(0.0, value) / whole, ENDS.get(name, FACTORS[(at - 1) % len(FACTORS)]))
         for at, name, value in known
         if whole > 0
     ]

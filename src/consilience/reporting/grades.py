@@ -98,8 +98,10 @@ def number(value: float | None, digits: int = 2) -> str:
 
 
 def figures(value: float | None) -> str:
-    """A number of any size with three figures: a true minus, a dash where it is undefined."""
-    return "\u2013" if value is None else f"{value:.3g}".replace("-", "\u2212")
+    """A number of any size: three digits, or three figures where that would show nothing; a dash where undefined."""
+    if value is None or value == 0 or 0.01 <= abs(value) < 1000:
+        return number(value, 3)
+    return f"{value:.0f}".replace("-", "\u2212") if abs(value) >= 1000 else f"{value:.3g}".replace("-", "\u2212")
 
 
 def listed(names: Iterable[str], last: str = "and") -> str:

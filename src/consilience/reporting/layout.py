@@ -1,10 +1,10 @@
 """From rows to the tables as they stand on the page: which rows stand together, and which are folded away."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from consilience.experiment.specs import Condition
 from consilience.reporting.alone import Judged, Performance
 from consilience.reporting.grades import NO_FACTOR, columns
 from consilience.reporting.learning import of_most_images
@@ -13,15 +13,16 @@ from consilience.reporting.tables import COMPARED, MEETS, FamilyKind, Line, Told
 
 
 class Block(NamedTuple):
-    """Agreement in one family by one measure; rows are grouped by method, and by the images that they are of."""
+    """Agreement in one family by one measure; rows are grouped by method."""
 
     family: str
     kind: FamilyKind
     measure: str
     methods: list[list[Line]]
-    """Overall, then each factor, then several; of controls, and of images that meet a condition, overall only."""
+    """Overall, then each factor, then several, then overall of the images that meet a condition; of controls overall
+    only."""
     folded: list[list[Line]]
-    """Those by factor."""
+    """The controls, and the rows of images that meet a condition, by factor."""
 
 
 class Row(NamedTuple):
@@ -105,33 +106,25 @@ def blocks(lines: Sequence[Line]) -> list[Block]:
     found = []
     for family, measure in dict.fromkeys((line.family, line.measure) for line in lines):
         mine = [line for line in lines if (line.family, line.measure) == (family, measure)]
-        block = Block(family, mine[0].kind, measure, [], [])
-        for method, condition in _grouped(mine):
-            rows = [line for line in mine if (line.method, line.condition) == (method, condition)]
-            if block.kind in ("cascade", "epochs"):
-                block.methods.append(rows)
-                continue
-            rows = _without_repeats(rows)
-            whole = not rows[0].control and condition == "all"
-            block.methods.append(rows if whole else rows[:1])
-            if rows[1:] and not whole:
-                block.folded.append(rows[1:])
-        found.append(block)
+        kind, methods, folded = mine[0].kind, [], list[list[Line]]()
+        for method in dict.fromkeys(line.method for line in mine):
+            shown: list[Line] = []
+            for condition in MEETS:
+                rows = [line for line in mine if (line.method, line.condition) == (method, condition)]
+                if kind in COMPARED or kind == "floor":
+                    rows = _without_repeats(rows)
+                    if rows[1:] and (condition != "all" or rows[0].control):
+                        rows, rest = rows[:1], rows[1:]
+                        folded.append(rest)
+                shown += rows
+            methods.append(shown)
+        found.append(Block(family, kind, measure, methods, folded))
     return found
-
-
-def _grouped(rows: Sequence[Line] | Sequence[Told]) -> list[tuple[str, Condition]]:
-    """Each method, and right after it the conditions under which it was looked at again."""
-    methods = list(dict.fromkeys(row.method for row in rows))
-    return sorted(
-        dict.fromkeys((row.method, row.condition) for row in rows),
-        key=lambda place: (methods.index(place[0]), list(MEETS).index(place[1])),
-    )
 
 
 def _without_repeats(rows: Sequence[Line]) -> list[Line]:
     """The rows, without that of a single factor: it is the overall row under another name."""
-    if columns(rows[0], rows):
+    if rows and columns(rows[0], rows):
         return list(rows)
     return [row for row in rows if row.column in NO_FACTOR]
 
@@ -151,7 +144,8 @@ def classified(told: Sequence[Told], performances: Sequence[Performance]) -> lis
             if (row.kind, row.measure, row.column) == ("floor", measure, "overall")
         }
         rows = []
-        for place in _grouped(mine):
+        methods = dict.fromkeys(row.method for row in mine)
+        for place in itertools.product(methods, MEETS):
             by = {row.column: row for row in mine if (row.method, row.condition) == place}
             if "overall" in by:
                 own = [by.get(name) for name in factors]

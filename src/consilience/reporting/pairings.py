@@ -103,7 +103,8 @@ def distances(study: Study) -> list[Distance]:
         ):
             goals.setdefault((goal.family, goal.method.label if goal.method else "", goal.label), []).append(goal)
     found = []
-    for (family, method, measure), pairs in goals.items():
+    for (family, method, measure), every in goals.items():
+        pairs = _of_factors(study, every)
         values = [study.store.tensors(goal.spec) for goal in pairs]
         one = pairs[0]
         for column in one.measure.component.columns:
@@ -135,10 +136,16 @@ def represented(study: Study) -> list[Represented]:
             "weights" if isinstance(pairs[0].spec, Measure) and pairs[0].spec.tensor else "activations",
             part,
             epoch,
-            *_over_pairs([study.store.tensors(goal.spec)["value"] for goal in pairs]),
+            *_over_pairs([study.store.tensors(goal.spec)["value"] for goal in _of_factors(study, pairs)]),
         )
         for (family, measure, part, epoch), pairs in goals.items()
     ]
+
+
+def _of_factors(study: Study, goals: Sequence[Goal]) -> Sequence[Goal]:
+    """The pairs without those of the same training run again; all where there are no others."""
+    again = study.run_again(goals[0].family)
+    return [goal for goal in goals if (goal.a, goal.b) not in again] or goals
 
 
 def _over_pairs(values: Sequence[Tensor]) -> tuple[int, int, float | None, float | None, float | None]:

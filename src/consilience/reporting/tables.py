@@ -13,7 +13,7 @@ from consilience.experiment.families import AnyFamily, Epochs, Randomised, Redra
 from consilience.experiment.specs import Condition, Entry, Summary
 from consilience.experiment.store import Store
 from consilience.experiment.values import table_of
-from consilience.measures.resampling import columns
+from consilience.measures.resampling import CONTROL, columns
 from consilience.tensors import Table
 
 FamilyKind = Literal["twins", "models", "cascade", "epochs", "floor"]
@@ -118,6 +118,12 @@ class Study(NamedTuple):
         """Whether the goal's method is one that must look bad."""
         return goal.method in self.experiment.controls
 
+    def run_again(self, family: str) -> set[tuple[str, str]]:
+        """The pairs of a family that differ in nothing, by their names: a mean over pairs leaves them out."""
+        of = self.family(family)
+        members = of.members(self.experiment.base)
+        return {(members[a].name, members[b].name) for a, b, differs in of.pairs(members) if differs == (CONTROL,)}
+
 
 def study_of(experiment: Experiment, desk: Desk) -> Study:
     """The experiment, with those of its goals that are made."""
@@ -141,6 +147,8 @@ def lines(study: Study) -> list[Line]:
     for goal, spec, row in summary_rows(study, "calibrated_similarity"):
         if study.kind(goal) in ("cascade", "epochs") and row["name"] == "overall":
             continue  # a mean over stages says nothing
+        if goal.measure.component.better == "lower" and finite(row["estimate"]) is None:
+            continue  # a distance, which the scale of likeness has no place for
         entries = [_in_column(part, row["name"]) for part in (spec.table, spec.wrong_image)]
         found.append(
             Line(

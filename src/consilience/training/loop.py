@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from consilience.data.examples import Batch, Examples, checked
 from consilience.errors import DataError, ModelError, SpecError
-from consilience.rng import Rng, keyed, number, permutation
+from consilience.rng import Rng, keyed, number, permutation, takes_rng
 from consilience.tensors import slices
 from consilience.training.averaging import running_mean, settle
 from consilience.training.checkpoint import Epoch, Standing, digest, resume, save, weights
@@ -114,7 +114,7 @@ def train(
     with steady(device), torch.enable_grad():
         model = begun(build, chances.init).to(device).train()
         schedule = optimizer(model.parameters())
-        start = weights(model)
+        start = weights(model) if checkpoint is not None or 0 in keep else {}  # else nobody asks for it
         standing = Standing(model, schedule.optimizer, {0: start} if 0 in keep else {}, [])
         recipe = {
             "data": examples.fingerprint, "start": digest(start), "objective": _spelled(objective),
@@ -160,11 +160,11 @@ def _epoch(
     standing: Standing, batches: Iterable[Batch], objective: Objective, epoch: int, noise: int, device: str
 ) -> float:
     """A step for each batch; the mean loss of the model as it was when it saw an example."""
-    total, seen, last = 0.0, 0, math.nan
+    total, seen, last, draws = 0.0, 0, math.nan, takes_rng(objective)  # found out once: a step is short
     with _forked(device):
         for step, batch in enumerate(batches):
             _seed(number("noise", noise, epoch, step), device)
-            rng = Rng(noise, batch.ids.tolist()).at("objective").at(epoch)
+            rng = Rng(noise, batch.ids.tolist()).at("objective").at(epoch) if draws else None
             loss = keyed(objective, rng)(standing.model, _on(device, batch))
             value = loss.item()
             if not math.isfinite(value):
