@@ -6,8 +6,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STORE ?= store
 ON ?= processes:2
+PROFILE ?= desk
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check bench clean reproduce-agree-to-disagree
 
 demo: $(VENV)/core
 	$(BIN)/consilience run experiments/quickstart.toml --store $(STORE) --on $(ON)
@@ -27,13 +28,21 @@ check: $(VENV)/dev
 bench: $(VENV)/dev
 	$(BIN)/python -m benchmarks
 
+# The tables of a paper, with what was published beside what comes out here: make ... PROFILE=paper for the whole of it.
+reproduce-agree-to-disagree: $(VENV)/svm
+	$(BIN)/python scripts/agree_to_disagree.py --profile $(PROFILE) --store $(STORE) --on $(ON) --out reproduction
+
 clean:
-	rm -rf $(VENV) $(STORE) report.html report.json
+	rm -rf $(VENV) $(STORE) report.html report.json reproduction
 
 $(VENV)/core: pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "expected Python 3.11 or newer, found none; install it or name it: make PYTHON=..."; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/svm: $(VENV)/core
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[svm]'
 	@touch $@
 
 $(VENV)/dev: $(VENV)/core

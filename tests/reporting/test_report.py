@@ -34,12 +34,17 @@ def interval(row):
     return f"{number(row['low'])} to {number(row['high'])}" if row["low"] is not None else "\u2013"
 
 
+def of(row):
+    """What a row says of the images that it is of, where they are not all."""
+    return {"all": "", "both_right": ", both models right", "both_agree": ", both models agree"}[row["condition"]]
+
+
 def agreement_row(row):
     """A row of the twin as its table shows it."""
     shown = interval(row) if row["estimate"] is not None else "no scale"
     ends = [number(row[key]) for key in ("wrong_image", "agreement", "floor")]
     counts = [str(row[key]) for key in ("pairs", "examples", "undefined")]
-    return (named(row), row["column"], number(row["estimate"]), shown, "", *ends, *counts)
+    return (named(row), row["column"] + of(row), number(row["estimate"]), shown, "", *ends, *counts)
 
 
 def consistency_cell(row):

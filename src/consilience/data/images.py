@@ -35,6 +35,14 @@ class Source(Protocol):
         """Positions of the images that are not there."""
 
 
+@runtime_checkable
+class Known(Protocol):
+    """Examples that know their classes and groups apart from their images."""
+
+    labels: Int[Tensor, " n"]
+    groups: Int[Tensor, " n"]
+
+
 class Folder:
     """Image files below a folder."""
 
@@ -209,8 +217,7 @@ def centre(image: Image.Image, size: int) -> Float[Tensor, "h w"]:
 
 def labels_and_groups(examples: Examples) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"]]:
     """The class and the group of every example; no image is decoded where the data set holds them apart."""
-    labels, groups = getattr(examples, "labels", None), getattr(examples, "groups", None)
-    if isinstance(labels, Tensor) and isinstance(groups, Tensor):
-        return labels, groups
+    if isinstance(examples, Known):
+        return examples.labels, examples.groups
     parts = [examples.batch(range(some.start, some.stop)) for some in slices(len(examples), TOGETHER)]
     return torch.cat([part.label for part in parts]), torch.cat([part.groups for part in parts])
