@@ -142,7 +142,7 @@ def aligned(rounds: int, _: str) -> int:
     line = Line("linear CKA, ours to a loop over pairs", ratio(spent, "ours", "loop"), ALIGNED)
     missed = show(f"{len(PAIRS)} pairs of {TWINS} twins, {ROWS} rows of {NEURONS} neurons: CPU time", [line])
     found, expected = (np.array([float(one) for one in run[name]()]) for name in ("ours", "loop"))
-    return missed + pairs.unequal({"cka": float((found - expected).abs().max())})
+    return missed + pairs.unequal({"cka": float(np.abs(found - expected).max())})
 
 
 class Family(NamedTuple):

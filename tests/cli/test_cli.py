@@ -1,6 +1,7 @@
 """The command line: words to function calls, results to words and exit codes."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -142,6 +143,13 @@ def test_plan_counts_what_is_there_and_makes_no_store(call, tiny_file, made, tmp
     assert not (tmp_path / "absent").exists()
     row = next(line for line in call("plan", tiny_file, "--store", made).out.splitlines() if "train" in line)
     assert [cell.strip() for cell in row.split("│")[1:5]] == ["train", "4", "0", "0"]
+
+
+def test_plan_says_how_small_a_separability_the_examples_can_show(call, tiny_file, tmp_path):
+    said = call("plan", tiny_file, "--store", tmp_path / "absent", "--set", 'compare=["cosine"]')
+    assert "smallest detectable" not in said.out
+    said = call("plan", tiny_file, "--store", tmp_path / "absent", "--set", 'compare=["separability"]')
+    assert re.search(r"^smallest detectable S: 0\.\d\d by all 30 images, ", said.out, re.MULTILINE)
 
 
 def test_report_writes_a_page_and_its_twin(call, tiny_file, made, tmp_path):

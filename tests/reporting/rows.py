@@ -117,9 +117,10 @@ def strained():
     page = Page(
         title=f"Audit of {HOSTILE}", answer=answer(lines, rows, 12), lines=lines, told=rows, matrices=tables,
         judged=judged, performances=performances(judged), coverage={HOSTILE: {"changed": ["a"], "kept": [HOSTILE]}},
-        causes=_causes(methods), distances=[distance(f"column {i}", 10.0 ** (3 * i - 9), method=HOSTILE) for i in range(8)],
+        causes=_causes(methods),
+        distances=[distance(f"column {i}", 10.0 ** (3 * i - 9), method=HOSTILE, measure="cosine") for i in range(8)],
         represented=[represented(f"{HOSTILE}.{part}", at) for part in range(9) for at in [*range(1, 25), "end"]],
-        readings=[Reading("twins", one, False, 50, dict.fromkeys(models, 0.5), 0.5, 0.5, 0.5, None, 0.1) for one in methods],
+        readings=[Reading("twins", one, False, 50, {models[0]: 0.5}, 0.4, 0.5, 0.6, None, 0.1) for one in methods],
         chosen={"Model": HOSTILE, "Long": "x" * 300}, references=["of_a_plug_in"], made=made, missing=3,
     )  # fmt: skip
     return page, [_gallery(method, kind, models) for method in methods for kind in ("twins", "cascade", "epochs")]

@@ -5,9 +5,9 @@ import re
 import xml.etree.ElementTree as ElementTree
 
 import pytest
-from tests.reporting.rows import HOSTILE, line, stage
+from tests.reporting.rows import HOSTILE, epoch, line, stage
 
-from consilience.reporting.charts import HIGH, cascade_charts, shade
+from consilience.reporting.charts import HIGH, cascade_charts, epoch_charts, shade
 from consilience.reporting.curves import COLOURS, GREY, INK, INSIDE, TOP, WIDTH
 
 
@@ -140,3 +140,28 @@ def test_shades_go_from_white_to_dark_and_stop_at_the_ends():
     assert shade(0.25, 1.0, 0.0) == shade(0.75, 0.0, 1.0), "a measure that tells maps apart is dark where it is low"
     white = "background:#fff;color:#000"
     assert shade(0.5, None, None) == shade(None, 0.0, 1.0) == shade(0.5, 0.3, 0.3) == white
+
+
+def test_epochs_lead_to_the_end_where_nothing_was_measured():
+    (chart,) = epoch_charts([epoch(0.2, column="epoch 1"), epoch(0.7, column="epoch 4"), stage(), line()])
+    root = ElementTree.fromstring(chart.drawing)
+    assert texts(root, "tick")[3:] == ["1", "4", "end", "epoch of training"]
+    assert [dot.find("title").text for dot in root.iter("circle")] == [
+        "gradient: 0.20 (0.19 to 0.21)", "gradient: 0.70 (0.69 to 0.71)",
+    ]  # fmt: skip
+    assert "Likeness to the finished model" in root.get("aria-label")
+
+
+def test_of_many_epochs_some_are_named_the_end_among_them():
+    (chart,) = epoch_charts([epoch(0.5, column=f"epoch {i}") for i in range(1, 100)])
+    named = [text for text in texts(ElementTree.fromstring(chart.drawing), "tick")[3:-1] if text]
+    assert named[-1] == "end"
+    assert 5 < len(named) < 30
+    assert chart.stages == []
+
+
+def test_a_cascade_of_a_condition_is_drawn_by_itself_after_that_of_all_images():
+    charts = cascade_charts([stage(0.5, condition="both_right"), stage(0.1), stage(0.2, measure="ssim")])
+    assert [(one.measure, one.condition) for one in charts] == [
+        ("cosine", "all"), ("ssim", "all"), ("cosine", "both_right"),
+    ]  # fmt: skip

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from consilience.reporting.figures import limit_of, signed
+from consilience.reporting.figures import limit_of, signed, unsigned
 
 
 def pixels(picture):
@@ -35,3 +35,14 @@ def test_the_limit_of_colours_passes_over_one_pixel_in_two_hundred():
     spike[0] = -3.0
     assert limit_of(spike) == 3.0
     assert limit_of(torch.zeros(4)) == limit_of(torch.full((4,), float("nan"))) == 1.0
+
+
+def test_a_deviation_goes_from_white_to_a_colour_that_is_neither_red_nor_blue():
+    zero, half, full, beyond, undefined = pixels(unsigned(torch.tensor([[0.0, 0.5, 1.0, 9.0, float("nan")]]), 1.0))[0]
+    assert min(zero) > 240
+    assert sum(zero) > sum(half) > sum(full)
+    assert full == beyond
+    red, green, blue = full
+    assert green < red
+    assert green < blue
+    assert undefined == [153, 153, 153]

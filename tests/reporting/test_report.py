@@ -109,27 +109,33 @@ def test_consistency_stands_as_one_row_a_method_with_the_numbers_of_the_twin(str
     read, twin = Reading(text), twin_of(page)
     table = next(one for one in read.tables if one["class"] == "consistency")
     assert table["head"] == [
-        ["method", "C overall", "alpha (pairs)", "init", "order", "noise", "augment", "dropout_rate", "several",
+        ["method", "of", "C overall", "alpha (pairs)", "init", "order", "noise", "augment", "dropout_rate", "several",
          "exchange- able", "explained twice", "p", "accuracy (models)", "auc (models)", "images", "un- defined"]
     ]  # fmt: skip
     worth = [
         f"{number(one['mean'], 3)} {number(one['lowest'], 3)}\u2013{number(one['highest'], 3)}"
         for one in twin["performances"]
     ]
-    assert len(table["rows"]) == 4
+    words = {"all images": "all", "both right": "both_right", "both agree": "both_agree"}
+    assert [row[1] for row in table["rows"]] == ["all images", "both agree"] * 4
     for row in table["rows"]:
-        rows = [one for one in twin["told"] if one["method"] == row[0] and one["family"] == "twins"]
+        place = ("twins", row[0], words[row[1]])
+        rows = [one for one in twin["told"] if (one["family"], one["method"], one["condition"]) == place]
         mine = {one["column"]: one for one in rows}
+        if row[1] == "both agree":
+            assert row[2:4] == [consistency_cell(mine["overall"]), "6"]
+            assert row[-4:-2] == ["", ""], "how the models answer stands beside the row of all images"
+            continue
         floor = next(one for one in twin["told"] if one["method"] == row[0] and one["kind"] == "floor")
         overall = mine.pop("overall")
         assert row == [
-            row[0], consistency_cell(overall), str(overall["pairs"]), *map(consistency_cell, mine.values()),
+            row[0], row[1], consistency_cell(overall), str(overall["pairs"]), *map(consistency_cell, mine.values()),
             number(overall["null"]), consistency_cell(floor), number(overall["p"], 3), *worth,
             str(overall["examples"]), str(overall["undefined"]),
         ]  # fmt: skip
     every = [
-        (row["method"], row["measure"], "explained twice" if row["kind"] == "floor" else row["column"],
-         number(row["consistency"]), interval(row), number(row["null"]), number(row["p"], 3),
+        (row["method"], row["measure"],
+         ("explained twice" if row["kind"] == "floor" else row["column"]) + of(row), number(row["consistency"]), interval(row), number(row["null"]), number(row["p"], 3),
          *(str(row[key]) for key in ("pairs", "examples", "undefined")))
         for row in twin["told"]
     ]  # fmt: skip

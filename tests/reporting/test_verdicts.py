@@ -264,3 +264,22 @@ def test_numbers_are_shown_with_a_true_minus_and_no_negative_zero(value, text):
 )
 def test_names_are_listed_once_each(names, text):
     assert listed(names) == text
+
+
+def test_rows_of_a_condition_have_no_part_in_the_answer():
+    plain, partly = [line(0.5), line(0.98, column="init")], {"condition": "both_right"}
+    more = [line(0.99, **partly), line(0.1, column="order", **partly), stage(0.9, **partly)]
+    assert said(*plain, *more) == said(*plain)
+    assert said(line(0.5), classified=[told(0.3), told(0.9, **partly)]) == said(line(0.5), classified=[told(0.3)])
+
+
+def test_the_same_training_run_again_is_no_factor():
+    rows = [line(0.5), line(0.4, column="init"), line(0.8, column="order"), line(0.1, column="nothing")]
+    assert [row.column for row in columns(rows[0], rows)] == ["init", "order"]
+    assert said(*rows).methods[0].worst == "init"
+
+
+def test_folds_and_ensembles_are_not_called_twins_of_a_base():
+    found = answer([line(0.5)], [], 4, twins=False)
+    assert found.headline.startswith("These models explain")
+    assert found.evidence == "50 images and 4 models, compared in 6 pairs that differ in one factor."

@@ -117,10 +117,11 @@ def plan_verb(
     profile: str | None = None,
     changes: Changes = (),
 ) -> int:
-    """Say what a run would make: jobs, minutes of one core, gigabytes.
+    """Say what a run would make: jobs, minutes of one core, gigabytes; and how small a separability it can show.
 
     Minutes and gigabytes are those of earlier artifacts of the same stage in this store; a dash where
-    there are none yet.
+    there are none yet. The smallest detectable S is found four times in five at a level of 5 percent, if the
+    classifiers are taken as given.
 
     Args:
         file: The experiment file (TOML).
@@ -132,9 +133,11 @@ def plan_verb(
     from rich.console import Console
     from rich.table import Table
 
-    from consilience.experiment.forecast import forecast
+    from consilience.experiment.desk import Place
+    from consilience.experiment.forecast import detectable, forecast
 
-    rows = forecast(_loaded(file, data, profile, changes), store)
+    experiment = _loaded(file, data, profile, changes)
+    rows = forecast(experiment, store)
     table = Table("stage", *(name for name in ("there", "to make", "jobs", "minutes", "gigabytes")))
     for column in table.columns[1:]:
         column.justify = "right"
@@ -143,6 +146,11 @@ def plan_verb(
         size = "-" if row.bytes is None else f"{row.bytes / 1e9:.3f}"
         table.add_row(row.stage, str(row.there), str(row.lacking), str(row.jobs), minutes, size)
     Console().print(table)
+    if (least := detectable(experiment, Place(data_folder(data)))) is not None:
+        print(
+            f"smallest detectable S: {least.smallest:.2f} by all {least.images} images, "
+            f"{least.smallest_of_class:.2f} by the {least.of_class} of the smallest class"
+        )
     return 0
 
 

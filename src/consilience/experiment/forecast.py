@@ -4,9 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from consilience.experiment.desk import Place, labels, load_examples
 from consilience.experiment.experiment import Experiment
 from consilience.experiment.specs import groups, plan
 from consilience.experiment.store import Store, provenance
+from consilience.measures.power import smallest_detectable
 
 
 class Forecast(NamedTuple):
@@ -39,6 +41,27 @@ def forecast(experiment: Experiment, root: Path) -> list[Forecast]:
             )
         )  # fmt: skip
     return rows
+
+
+class Detectable(NamedTuple):
+    """The smallest separability that the explained examples can tell from none, of all and of the smallest class."""
+
+    images: int
+    smallest: float
+    of_class: int
+    smallest_of_class: float
+
+
+def detectable(experiment: Experiment, place: Place) -> Detectable | None:
+    """What the number of examples can show; None where maps are not told apart, or the examples have no name."""
+    if all("null" not in how.measure.component.columns for how in experiment.compare):
+        return None
+    choice = experiment.examples.choice
+    if choice is None:
+        return None
+    counts = labels(load_examples(choice, place)).bincount()
+    few = int(counts[counts > 0].min())
+    return Detectable(int(counts.sum()), smallest_detectable(int(counts.sum())), few, smallest_detectable(few))
 
 
 def _past(store: Store | None, stage: str) -> tuple[float | None, float | None]:
