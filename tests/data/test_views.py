@@ -10,7 +10,7 @@ from consilience.data.examples import Arrays
 from consilience.data.idx import write_idx
 from consilience.data.mnist import mnist
 from consilience.data.mnist10k import mnist10k
-from consilience.data.views import fold_fingerprint, random_subset, subset, subset_fingerprint, without_fold
+from consilience.data.views import fold_fingerprint, only_fold, random_subset, subset, subset_fingerprint, without_fold
 from consilience.errors import DataError, SpecError
 
 
@@ -125,9 +125,22 @@ def test_every_example_is_left_out_with_one_fold_together_with_its_group():
 
 
 def test_a_fold_that_there_is_not_is_refused():
-    with pytest.raises(DataError, match="expected a fold from 0 to 3, found 4"):
+    with pytest.raises(DataError, match="expected one from 0 to 3, found 4"):
         without_fold(of=lambda: arrays(20), folds=4, fold=4)
 
 
 def test_a_loop_over_a_random_subset_ends():
     assert len(list(random_subset(of=lambda: arrays(10), share=0.5))) == 5
+
+
+def test_a_fold_alone_is_what_is_left_out_elsewhere():
+    whole = arrays(20)
+    kept, other = (view(of=lambda: whole, folds=4, fold=1) for view in (only_fold, without_fold))
+    assert sorted(ids_of(kept) + ids_of(other)) == list(range(20))
+    assert len(kept) == 6  # of ten groups of two, each of the first two folds has three
+    assert kept.fingerprint != other.fingerprint
+
+
+def test_more_folds_than_groups_are_refused():
+    with pytest.raises(DataError, match="expected at least 6 groups of examples, found 5"):
+        without_fold(of=lambda: arrays(10), folds=6)

@@ -63,14 +63,15 @@ def read(made):
 
 
 def values(made, **place):
-    """The stored values of the goals at a place of the report."""
-    found = [
-        goal for goal in made.experiment.goals()
-        if goal.a and all(str(getattr(goal, key).label if hasattr(getattr(goal, key), "label") else getattr(goal, key)) == one
-               for key, one in place.items())
-    ]  # fmt: skip
+    """The stored values of the pairs or models at a place of the report."""
+    found = [goal for goal in made.experiment.goals() if goal.a and here(goal, place)]
     assert found
     return {(goal.a, goal.b): made.store.tensors(goal.spec) for goal in found}
+
+
+def here(goal, place):
+    parts = {key: getattr(goal, key) for key in place}
+    return place == {key: getattr(part, "label", part) for key, part in parts.items()}
 
 
 def test_every_family_is_named_for_what_it_is(made):

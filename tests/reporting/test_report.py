@@ -135,7 +135,8 @@ def test_consistency_stands_as_one_row_a_method_with_the_numbers_of_the_twin(str
         ]  # fmt: skip
     every = [
         (row["method"], row["measure"],
-         ("explained twice" if row["kind"] == "floor" else row["column"]) + of(row), number(row["consistency"]), interval(row), number(row["null"]), number(row["p"], 3),
+         ("explained twice" if row["kind"] == "floor" else row["column"]) + of(row),
+         number(row["consistency"]), interval(row), number(row["null"]), number(row["p"], 3),
          *(str(row[key]) for key in ("pairs", "examples", "undefined")))
         for row in twin["told"]
     ]  # fmt: skip

@@ -5,16 +5,16 @@ from typing import Annotated
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from msgspec import Meta
 from torch import Tensor
 
 from consilience.component import dataset
 from consilience.data.examples import Batch, Dataset, Example, Examples, fingerprint
+from consilience.data.images import Known, labels_and_groups
 from consilience.data.mnist10k import mnist10k
 from consilience.errors import DataError
 from consilience.rng import permutation
-from consilience.tensors import slices
 
 
 @dataset(version=1)
@@ -59,15 +59,42 @@ def without_fold(
         fold: The part that is left out, counted from 0.
     """
     whole = of()
+    held = _held(whole, folds, fold)
+    return Some(whole, (~held).nonzero()[:, 0], fold_fingerprint(whole.fingerprint, folds, fold))
+
+
+@dataset(version=1)
+def only_fold(
+    *, of: Dataset = mnist10k, folds: Annotated[int, Meta(ge=2)] = 5, fold: Annotated[int, Meta(ge=0)] = 0
+) -> Examples:
+    """The part that ``without_fold`` leaves out: to choose by, or to look at, what others were learnt from.
+
+    Args:
+        of: The data set that is divided.
+        folds: How many parts.
+        fold: The part that is kept, counted from 0.
+    """
+    whole = of()
+    held = _held(whole, folds, fold)
+    return Some(
+        whole, held.nonzero()[:, 0], fingerprint(b"only", fold_fingerprint(whole.fingerprint, folds, fold).encode())
+    )
+
+
+def _held(whole: Examples, folds: int, fold: int) -> Bool[Tensor, " n"]:
+    """Which examples are in the fold.
+
+    Raises:
+        DataError: There is no such fold, or nothing to put into each.
+    """
     if fold >= folds:
-        raise DataError(f"without_fold: expected a fold from 0 to {folds - 1}, found {fold}; change it or 'folds'")
-    groups = torch.cat([whole.batch(range(part.start, part.stop)).groups for part in slices(len(whole), 4096)])
+        raise DataError(f"fold: expected one from 0 to {folds - 1}, found {fold}; change it or 'folds'")
+    _, groups = labels_and_groups(whole)
     names, group = torch.unique(groups, return_inverse=True)
+    if len(names) < folds:
+        raise DataError(f"folds: expected at least {folds} groups of examples, found {len(names)}; choose fewer folds")
     part_of = torch.from_numpy(permutation(len(names), "folds", folds)) % folds
-    ids = (part_of[group] != fold).nonzero()[:, 0]
-    if len(ids) == 0:
-        raise DataError(f"without_fold: expected examples in {folds} folds, found {len(whole)}; choose fewer folds")
-    return Some(whole, ids, fold_fingerprint(whole.fingerprint, folds, fold))
+    return part_of[group] == fold
 
 
 def subset_fingerprint(whole: str, share: float, seed: int) -> str:
@@ -87,6 +114,8 @@ class Some:
         self.whole, self.ids = whole, ids
         self.shape, self.classes, self.mean, self.sd = whole.shape, whole.classes, whole.mean, whole.sd
         self.fingerprint = mark
+        if isinstance(whole, Known):
+            self.labels, self.groups = whole.labels[ids], whole.groups[ids]
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -118,6 +147,8 @@ class First:
             )
         self.whole, self.count = whole, count
         self.shape, self.classes, self.mean, self.sd = whole.shape, whole.classes, whole.mean, whole.sd
+        if isinstance(whole, Known):
+            self.labels, self.groups = whole.labels[:count], whole.groups[:count]
         # Of the whole's, so that no image is read for it: data that differ behind the last example differ here too.
         self.fingerprint = fingerprint(b"first", whole.fingerprint.encode(), str(count).encode())
 

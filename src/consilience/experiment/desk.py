@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from consilience.component import Choice
 from consilience.data.examples import Batch, Examples, checked
+from consilience.data.images import labels_and_groups
 from consilience.data.maps import maps_as_images
 from consilience.errors import DataError, ModelError, SpecError
 from consilience.experiment.specs import Average, Data, Explain, Given, Predict, Select, Spec, Subject, Train
@@ -235,7 +236,7 @@ def folder_of(name: str, data: Path | None) -> Path:
 
 def labels(examples: Examples) -> Tensor:
     """The true class of every example."""
-    return torch.cat([examples.batch(range(r.start, r.stop)).label for r in slices(len(examples), 4096)])
+    return labels_and_groups(examples)[0]
 
 
 def batches(examples: Examples, size: int, start: int = 0) -> Iterator[Batch]:

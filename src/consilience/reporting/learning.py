@@ -9,13 +9,13 @@ from typing import NamedTuple
 import msgspec
 
 from consilience.component import Choice
+from consilience.data.images import labels_and_groups
 from consilience.experiment.desk import Desk
 from consilience.experiment.experiment import Experiment
 from consilience.experiment.specs import Prepared
 from consilience.reporting.curves import LETTER, SPAN, START, Axes, Curve, Point, drawing, last
 from consilience.reporting.grades import number
 from consilience.reporting.tables import COMPARED, Size, Told
-from consilience.tensors import slices
 
 LOW, HIGH = -0.05, 1.05  # of C, with room for a dot at both ends
 HEIGHTS = ((0.0, "everybody can"), (0.5, ""), (1.0, "nobody can tell"))
@@ -48,8 +48,7 @@ def sizes(experiment: Experiment, desk: Desk) -> dict[str, Size]:
     if not several:
         return {}
     examples = desk.examples(experiment.examples)
-    parts = (examples.batch(range(some.start, some.stop)) for some in slices(len(examples), 4096))
-    there = {one for part in parts for one in zip(part.label.tolist(), part.groups.tolist(), strict=True)}
+    there = {*zip(*(part.tolist() for part in labels_and_groups(examples)), strict=True)}
     of_class, groups = list(Counter(label for label, _ in there).values()), len({group for _, group in there})
     what = "images" if groups == len(examples) else "groups of images"
     found = {}
