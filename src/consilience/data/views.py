@@ -76,9 +76,8 @@ def only_fold(
     """
     whole = of()
     held = _held(whole, folds, fold)
-    return Some(
-        whole, held.nonzero()[:, 0], fingerprint(b"only", fold_fingerprint(whole.fingerprint, folds, fold).encode())
-    )
+    mark = fold_fingerprint(whole.fingerprint, folds, fold)
+    return Some(whole, held.nonzero()[:, 0], fingerprint(b"only", mark.encode()))
 
 
 def _held(whole: Examples, folds: int, fold: int) -> Bool[Tensor, " n"]:
