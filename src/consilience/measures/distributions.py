@@ -5,9 +5,8 @@ two maps is not finite are left out on both sides.
 """
 
 import functools
-import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Annotated, NamedTuple
 
 import numpy as np
@@ -17,12 +16,11 @@ from msgspec import Meta
 from torch import Tensor
 
 from consilience.component import measure
-from consilience.pairs import Maps, Pairs, over_pairs
+from consilience.measures.pixelwise import NEAR, by_pixel, of_pairs, pooled_values
+from consilience.pairs import Pairs, over_pairs
 from consilience.tensors import slices
 
 LEVEL = 0.05  # of a family of tests, one a pixel: how often any of them may reject what is true
-HELD = 2**23  # values of all twins' maps together, of the pixels that are looked at in one reading of the maps
-NEAR = 2**17  # values at a time: what is sorted and compared then stays in the processor's cache
 PART, PARTS = 64, 256  # values of one model between two cuts; parts that are merged with another model's at a time
 
 
@@ -73,7 +71,7 @@ def jensen_shannon(
     Args:
         bins: Of each histogram.
     """
-    for numbers in _each(family, pairs, functools.partial(_divergences, bins=bins), 2):
+    for numbers in of_pairs(family, pairs, functools.partial(_divergences, bins=bins), 2):
         yield Distance(*numbers)
 
 
@@ -85,7 +83,7 @@ def wasserstein(family: Sequence[Float[Tensor, "n ..."]], pairs: Pairs) -> Itera
     The mean distance between the two models' values, each side sorted. It grows with the maps: compare
     what is scaled alike.
     """
-    for numbers in _each(family, pairs, _transports, 2):
+    for numbers in of_pairs(family, pairs, _transports, 2):
         yield Distance(*numbers)
 
 
@@ -98,7 +96,7 @@ def kolmogorov_smirnov(family: Sequence[Float[Tensor, "n ..."]], pairs: Pairs) -
     too rare, and so does it that the two maps of an image are alike: it errs on the safe side. Values of
     different pixels of an image are not independent, so that ``pooled`` has no test.
     """
-    for numbers in _each(family, pairs, _gaps, 3):
+    for numbers in of_pairs(family, pairs, _gaps, 3):
         yield Tested(*numbers)
 
 
@@ -114,70 +112,8 @@ def wilcoxon(family: Sequence[Float[Tensor, "n ..."]], pairs: Pairs) -> Iterator
     approximation of the signed-rank test, with the variance that ties leave. ``pooled`` has no test, as
     values of different pixels of an image are not independent.
     """
-    for numbers in _each(family, pairs, _sides, 4):
+    for numbers in of_pairs(family, pairs, _sides, 4):
         yield Signed(*numbers)
-
-
-Judge = Callable[[Sequence[Tensor], Pairs], Sequence[Sequence[float]]]
-"""The numbers of each pair of a family of finite maps ``[n, d]``, of at least one image."""
-
-
-def _each(
-    family: Sequence[Float[Tensor, "n ..."]], pairs: Pairs, judge: Judge, width: int
-) -> Iterator[Sequence[Float[Tensor, ""]]]:
-    """The numbers of each pair, on the images of which both maps are finite; as many NaN where there are none."""
-    finite, device = dict[int, Tensor](), torch.device("cpu")
-    for member in _members(pairs):
-        maps = family[member]
-        finite[member], device = maps.flatten(1).isfinite().all(1).cpu(), maps.device
-    alike: dict[bytes, list[int]] = {}  # pairs with the same images share their work
-    for position, (a, b) in enumerate(pairs):
-        alike.setdefault((finite[a] & finite[b]).numpy().tobytes(), []).append(position)
-    numbers: list[Sequence[float]] = [[torch.nan] * width for _ in pairs]
-    for positions in alike.values():
-        a, b = pairs[positions[0]]
-        chosen = finite[a] & finite[b]
-        if not bool(chosen.any()):
-            continue
-        some = Maps(len(family), functools.partial(_chosen, family, chosen))
-        judged = judge(some, [pairs[position] for position in positions])
-        for position, found in zip(positions, judged, strict=True):
-            numbers[position] = found
-    for found in numbers:
-        yield [torch.tensor(number, dtype=torch.float64, device=device) for number in found]
-
-
-def _chosen(family: Sequence[Tensor], chosen: Tensor, member: int) -> Float[Tensor, "m d"]:
-    rows = family[member].flatten(1).cpu()
-    rows = rows if rows.dtype == torch.float64 else rows.float()
-    return rows if bool(chosen.all()) else rows[chosen]
-
-
-def _members(pairs: Pairs) -> list[int]:
-    return sorted(set(itertools.chain(*pairs)))
-
-
-def _by_pixel(
-    family: Sequence[Tensor], pairs: Pairs, statistic: Callable[[Float[np.ndarray, "k p n"], Pairs], np.ndarray]
-) -> np.ndarray:
-    """A statistic ``[..., p]`` of all pairs for some pixels, for all of them; twins are numbered as they are held."""
-    members, found = _members(pairs), []
-    held = [(members.index(a), members.index(b)) for a, b in pairs]
-    n, pixels = family[members[0]].shape
-    for some in slices(pixels, max(1, HELD // (n * len(members)))):
-        twins = [np.ascontiguousarray(family[member][:, some].numpy().T) for member in members]
-        for near in slices(len(twins[0]), max(1, NEAR // (n * len(members)))):
-            found.append(statistic(np.stack([values[near] for values in twins]), held))
-    return np.concatenate(found, -1)
-
-
-def _pooled(family: Sequence[Tensor]) -> Callable[[int], Float[np.ndarray, " m"]]:
-    """All values of a model, ascending: of two models at least, and of as many as can be held, they are kept."""
-
-    def ascending(member: int) -> np.ndarray:
-        return np.sort(family[member].numpy(), axis=None)
-
-    return functools.lru_cache(max(2, HELD // max(1, family[0].numel())))(ascending)
 
 
 def _divergences(family: Sequence[Tensor], pairs: Pairs, bins: int) -> list[list[float]]:
@@ -185,7 +121,7 @@ def _divergences(family: Sequence[Tensor], pairs: Pairs, bins: int) -> list[list
         ordered = torch.from_numpy(np.sort(values, axis=2).astype(np.float64))
         return torch.stack([_divergence(ordered[a], ordered[b], bins) for a, b in held]).numpy()
 
-    value, pooled, found = _by_pixel(family, pairs, of_some).mean(1), _pooled(family), []
+    value, pooled, found = by_pixel(family, pairs, of_some).mean(1), pooled_values(family), []
     for mean, (a, b) in zip(value, pairs, strict=True):
         one, other = (torch.from_numpy(pooled(member)).double()[None] for member in (a, b))
         found.append([float(mean), float(_divergence(one, other, bins))])
@@ -213,7 +149,7 @@ def _transports(family: Sequence[Tensor], pairs: Pairs) -> list[list[float]]:
         ordered = np.sort(values, axis=2).astype(np.float64)
         return np.stack([np.abs(ordered[a] - ordered[b]).mean(1) for a, b in held])
 
-    value, pooled, found = _by_pixel(family, pairs, of_some).mean(1), _pooled(family), []
+    value, pooled, found = by_pixel(family, pairs, of_some).mean(1), pooled_values(family), []
     for mean, (a, b) in zip(value, pairs, strict=True):
         one, other = pooled(a), pooled(b)
         way = sum(np.abs(one[some].astype(np.float64) - other[some]).sum() for some in slices(len(one), NEAR))
@@ -222,8 +158,8 @@ def _transports(family: Sequence[Tensor], pairs: Pairs) -> list[list[float]]:
 
 
 def _gaps(family: Sequence[Tensor], pairs: Pairs) -> list[list[float]]:
-    n, pooled = len(family[pairs[0][0]]), _pooled(family)
-    gaps = _by_pixel(family, pairs, _gaps_of_some)
+    n, pooled = len(family[pairs[0][0]]), pooled_values(family)
+    gaps = by_pixel(family, pairs, _gaps_of_some)
     chance = np.ones(n + 1)
     for size in np.unique(gaps):
         chance[size] = _chance(int(size), n)
@@ -302,7 +238,7 @@ def _sides(family: Sequence[Tensor], pairs: Pairs) -> list[list[float]]:
         ranked = [_side(torch.from_numpy(values[a].astype(np.float64) - values[b])) for a, b in held]
         return np.stack([torch.stack([one.statistic, one.p]).numpy() for one in ranked], 1)
 
-    statistic, p = _by_pixel(family, pairs, of_some)
+    statistic, p = by_pixel(family, pairs, of_some)
     found = []
     for mean, chance, (a, b) in zip(statistic.mean(1), p, pairs, strict=True):
         whole = _side((family[a].double() - family[b]).flatten()[None])
