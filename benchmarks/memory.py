@@ -18,7 +18,7 @@ from consilience import component
 from consilience.data.examples import Arrays
 from consilience.experiment.desk import Desk, Place
 from consilience.experiment.files import RowWriter
-from consilience.experiment.specs import Data, Explain, Given, Measure, Subject, comparison, explanation
+from consilience.experiment.specs import Data, Explain, Given, Measure, Prepared, Subject, comparison, explanation
 from consilience.experiment.store import Store
 from consilience.experiment.values import measured
 
@@ -62,7 +62,7 @@ def peak(name: str, twins: int, images: int, classes: int) -> Peak:
         desk = Desk(store, Place(handed={examples.fingerprint: examples}))
         options = {"permutations": 3} if name == "separability" else {}
         measure = component.measure.choose({"use": name, **options})
-        group: list[Measure] = [comparison(measure, a, b) for a, b in itertools.pairwise(maps)]
+        group: list[Measure] = [comparison(Prepared(measure=measure), a, b) for a, b in itertools.pairwise(maps)]
         return peak_of(lambda: sum(1 for _ in measured(group, desk)))
 
 

@@ -127,7 +127,7 @@ def test_a_job_that_fails_is_listed_with_its_reason_and_the_exit_code_is_one(cal
     said = call("run", tiny_file, "--store", tmp_path / "store", "--set", "train.optimizer={use='sgd', lr=1e30}")
     assert said.code == 1
     assert "made 0, found 0" in said.out
-    assert "4 failed, 109 not tried since they rest on these:" in said.err
+    assert "4 failed, 111 not tried since they rest on these:" in said.err
     reasons = [line for line in said.err.splitlines() if line.startswith("- train mlp")]
     assert len(reasons) == 4
     assert all("smaller learning rate" in reason for reason in reasons)

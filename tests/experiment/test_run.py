@@ -34,7 +34,7 @@ def small(tiny):
 def test_a_second_run_finds_everything_and_makes_nothing(tiny, made):
     events = []
     outcome = run(tiny, made, on_event=events.append)
-    assert (outcome.found, outcome.made, outcome.failures, outcome.resting) == (113, 0, (), 0)
+    assert (outcome.found, outcome.made, outcome.failures, outcome.resting) == (115, 0, (), 0)
     assert events == []
 
 
@@ -213,10 +213,10 @@ def test_the_time_left_is_unknown_until_a_group_of_every_kind_was_timed(state):
 
 
 def test_the_time_left_is_that_of_all_artifacts_shared_by_the_workers(state):
-    state.spent = {stage: [1.0, 3.0] for stage in ("train", "predict", "explain", "measure", "summary")}
-    assert state.event("start", state.waiting[0]).seconds_left == pytest.approx(113 * 2 / 2)
+    state.spent = {stage: [1.0, 3.0] for stage in ("train", "predict", "explain", "measure", "summary", "spread")}
+    assert state.event("start", state.waiting[0]).seconds_left == pytest.approx(115 * 2 / 2)
     state.choose(1)
-    assert state.event("start", state.chosen[0]).seconds_left == pytest.approx(113 * 2 / 2)
+    assert state.event("start", state.chosen[0]).seconds_left == pytest.approx(115 * 2 / 2)
     assert state.event("start", state.chosen[0]).done == 0
 
 
@@ -249,14 +249,14 @@ def test_a_forecast_counts_what_is_there_and_knows_costs_from_what_was_made(tiny
     nothing = forecast(tiny, tmp_path / "absent")
     assert not (tmp_path / "absent").exists()
     assert [(row.stage, row.there) for row in nothing] == [
-        ("train", 0), ("predict", 0), ("measure", 0), ("explain", 0), ("summary", 0)
+        ("train", 0), ("predict", 0), ("measure", 0), ("explain", 0), ("summary", 0), ("spread", 0)
     ]  # fmt: skip
-    assert sum(row.lacking for row in nothing) == 113
+    assert sum(row.lacking for row in nothing) == 115
     assert sum(row.jobs for row in nothing) == len(groups(plan(tiny.specs())))
     assert {(row.seconds, row.bytes) for row in nothing} == {(None, None)}
 
     everything = forecast(tiny, made)
-    assert sum(row.there for row in everything) == 113
+    assert sum(row.there for row in everything) == 115
     assert {(row.lacking, row.jobs, row.seconds, row.bytes) for row in everything} == {(0, 0, 0, 0)}
 
     maps = next(spec for spec in plan(tiny.specs()) if isinstance(spec, Explain))

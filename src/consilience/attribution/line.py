@@ -158,12 +158,21 @@ def _slopes(
     each = at.view(1, -1, *[1] * (way.ndim - 1))
     with torch.enable_grad():
         line = torch.addcmul(begin.detach().requires_grad_()[:, None], each, way[:, None])
-        edge, points = get_gradient_edge(line), line.flatten(0, 1)  # the edge stays, also if the model goes on in place
+        edge, points = get_gradient_edge(line), _flat(line)  # the edge stays, also if the model goes on in place
         del line
         logits = prefix.after(model, x, points)
         answer = scored(logits, target.repeat_interleave(len(at)), score).sum()
     (slope,) = torch.autograd.grad(answer, edge)
     return slope
+
+
+def _flat(line: Float[Tensor, "n k ..."]) -> Float[Tensor, "nk ..."]:
+    """The points as one batch, but no view of the line, which nobody else looks at.
+
+    Where the model goes on in place (torchvision's ReLUs do), the slope of a view would be copied, in another layout.
+    """
+    points: Tensor = torch.ops.aten._unsafe_view(line, [line.shape[0] * line.shape[1], *line.shape[2:]])
+    return points
 
 
 def weighted(weights: Float[Tensor, " k"], maps: Float[Tensor, "n k ..."]) -> Float[Tensor, "n ..."]:
