@@ -10,6 +10,7 @@ from torch.autograd.function import BackwardCFunction
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from consilience.attribution.channels_last import Prepared
 from consilience.attribution.operations import (
     AVERAGE_POOL,
     LAYER,
@@ -59,6 +60,8 @@ class Prefix(NamedTuple):
     steps: tuple[Step, ...]
     layout: torch.memory_format
     """How the layers' output lies in memory when the rest of the model gets it."""
+    prepared: Prepared
+    """What is made once of the rest's weights, where channels lie last."""
 
     def before(self, x: Tensor) -> Tensor:
         """What the layers make of pixels."""
@@ -94,7 +97,7 @@ def watched(model: nn.Module, points: Tensor) -> tuple[list[Prefix], Any]:
         return [], None
     with torch.enable_grad(), _Record(points) as record:
         logits = model(points)
-    return record.prefixes(), logits
+    return record.prefixes(Prepared(model)), logits
 
 
 class _Follow(TorchFunctionMode):
@@ -164,7 +167,7 @@ class _Record(_Follow):
             and (out.dtype, out.device, out.requires_grad) == (self.x.dtype, self.x.device, True)
         )
 
-    def prefixes(self) -> list[Prefix]:
+    def prefixes(self, prepared: Prepared) -> list[Prefix]:
         """The chain, if it holds a layer that is worth sharing and no backward pass of the user's own.
 
         Once for each layout to try, the quickest first: with channels last, oneDNN's convolutions and
@@ -179,7 +182,7 @@ class _Record(_Follow):
         onednn: Any = torch.backends.mkldnn
         quicker = end.device.type == "cpu" and end.dtype == torch.float32 and onednn.is_available() and onednn.enabled
         layouts = [torch.channels_last] if quicker and end.ndim == 4 else []
-        return [Prefix(tuple(steps), layout) for layout in (*layouts, torch.contiguous_format)]
+        return [Prefix(tuple(steps), layout, prepared) for layout in (*layouts, torch.contiguous_format)]
 
 
 class _Replay(_Follow):
@@ -187,7 +190,8 @@ class _Replay(_Follow):
 
     def __init__(self, prefix: Prefix, x: Tensor, z: Tensor) -> None:
         super().__init__(x)
-        self.steps, self.layout, self.z, self.reached, self.lost = prefix.steps, prefix.layout, z, 0, False
+        self.steps, self.z, self.reached, self.lost = prefix.steps, z, 0, False
+        self.last = prefix.prepared if prefix.layout is torch.channels_last else None
         self.nothing = torch.full((), torch.nan, dtype=x.dtype, device=x.device)  # a leak would be seen
 
     def blank(self, shape: tuple[int, ...], place: int) -> Tensor:
@@ -201,7 +205,7 @@ class _Replay(_Follow):
         options = kwargs or {}
         places, slot = self.where(function, args, options)
         if not places:
-            return self._keeping_layout(function(*args, **options))
+            return self._rest(function, args, options)
         step = self.steps[self.reached] if self.reached < len(self.steps) else None
         if step is None or places != [self.reached] or (function, slot) != (step.function, step.slot):
             self.lost = True  # also if the model catches what is raised
@@ -214,12 +218,15 @@ class _Replay(_Follow):
             return args[step.slot]
         return self.blank(step.shape, self.reached)
 
-    def _keeping_layout(self, out: Any) -> Any:
-        """What a call of the rest returned; its slope will lie in memory as it does itself.
+    def _rest(self, function: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        """What a call of the rest gives; its slope will lie in memory as it does itself.
 
         A pooling's backward pass takes five times as long where the two differ.
         """
-        if self.layout is torch.channels_last and _lies_channels_last(out):
+        if self.last is None:
+            return function(*args, **options)
+        out = self.last.call(function, args, options)
+        if _lies_channels_last(out):
             out.register_hook(_channels_last)
         return out
 
