@@ -16,6 +16,7 @@ from consilience.attribution.noise import smooth_grad
 from consilience.attribution.path import integrated_gradients
 from consilience.attribution.scores import log_probability, probability, value
 from consilience.errors import ModelError
+from consilience.models.ensemble import mean_of_models
 from consilience.models.split import normalised
 from consilience.rng import Rng
 
@@ -134,3 +135,15 @@ def test_a_member_that_is_undefined_leaves_its_examples_undefined():
 def test_a_model_without_members_is_refused(model):
     with pytest.raises(ModelError, match="mean_over_models: expected an ensemble"):
         mean_over_models(model, X, T)
+
+
+def test_members_that_an_ensemble_weighs_are_weighed_in_the_mean_of_their_maps():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        parts = [nn.Sequential(nn.Flatten(), nn.Linear(16, 3)).eval() for _ in range(2)]
+    model = mean_of_models(parts, weights=(3.0, 1.0))
+    x, target = torch.rand(2, 1, 4, 4), torch.tensor([0, 2])
+    maps = [gradient(part, x, target) for part in parts]
+    torch.testing.assert_close(mean_over_models(model, x, target), 0.75 * maps[0] + 0.25 * maps[1])
+    behind = mean_over_models(normalised(model, [0.0], [1.0]).eval(), x, target)
+    torch.testing.assert_close(behind, 0.75 * maps[0] + 0.25 * maps[1])

@@ -263,3 +263,11 @@ def test_candidates_of_a_hyper_deep_ensemble_have_options_of_their_own(tiny):
 def test_a_base_that_cannot_be_trained_again_has_no_such_family(given):
     with pytest.raises(SpecError, match="expected a base that can be trained again"):
         given.members(Given(weights="a", module="b", answers="c"))
+
+
+def test_twins_may_differ_in_whether_examples_are_shuffled(tiny):
+    whole = family(shuffle=[1, 0])
+    members = whole.members(tiny.base)
+    assert [member.subject.source.shuffle for member in members] == [True, False]
+    assert members[0].subject.source.digest == tiny.base.digest
+    assert whole.pairs(members) == [(0, 1, ("shuffle",))]

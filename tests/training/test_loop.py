@@ -303,3 +303,9 @@ def test_a_training_does_not_use_numpy_s_global_generator(run):
     state = np.random.get_state()[1].tolist()
     run(epochs=1)
     assert np.random.get_state()[1].tolist() == state
+
+
+def test_without_shuffling_every_epoch_has_the_order_of_the_data(run):
+    notes, trained = noted(run, shuffle=False)
+    assert [i for ids in notes.ids for i in ids] == [*range(24), *range(24)]
+    assert equal(trained.weights, run(shuffle=False, chances=Chances(order=5)).weights)

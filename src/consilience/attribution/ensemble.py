@@ -21,6 +21,8 @@ def mean_over_models(
 ) -> Float[Tensor, "n d h w"]:
     """Mean over an ensemble's members of their explanations by ``of``. NaN where a member's is.
 
+    Where the ensemble weighs its members (``shares``, which sum to 1), so does the mean.
+
     For methods that are linear in the output (gradients and integrated gradients of the logit, expected gradients)
     it is the explanation of the mean of the members' outputs; for others (class activation maps, a squared slope, a
     score that is not linear) it is not, nor where the ensemble averages something else than what is explained. Of a
@@ -40,4 +42,8 @@ def mean_over_models(
     def explained(place: int) -> Tensor:
         return keyed(of, None if rng is None else rng.at(place))(members[place], x, target)
 
-    return sum(map(explained, range(1, len(members))), explained(0)) / len(members)
+    shares = getattr(model, "shares", None) or [1 / len(members)] * len(members)
+    total = explained(0) * shares[0]
+    for place in range(1, len(members)):
+        total += explained(place) * shares[place]
+    return total

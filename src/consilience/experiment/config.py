@@ -151,6 +151,7 @@ def _resolved(file: File, place: Place) -> Experiment:
         augmentation=augmentation,
         keep=train.keep,
         average_from=train.average_from,
+        shuffle=train.shuffle,
     )
     families = file.family if any(isinstance(f, Redraw) for f in file.family) else [*file.family, Redraw()]
     methods = _all(component.attribution, file.explain, "explain")

@@ -10,8 +10,9 @@ from consilience.errors import SpecError
 from consilience.experiment.specs import Data, Select, Subject, Train
 
 CHANCES = ("init", "order", "noise", "augment")
-Factor = Literal["init", "order", "noise", "augment", "dropout_rate", "subset", "everything", "nothing"]
-"""What twins may differ in: ``everything`` is all four chances at once, ``nothing`` is the same training run again."""
+Factor = Literal["init", "order", "noise", "augment", "dropout_rate", "subset", "shuffle", "everything", "nothing"]
+"""What twins may differ in: ``shuffle`` is 1 or 0, ``everything`` is all four chances at once, ``nothing`` is
+the same training run again."""
 
 
 def varied(base: Train, factor: str, value: Any, whole: Data | None = None, share: float = 0.8) -> Train:
@@ -28,6 +29,8 @@ def varied(base: Train, factor: str, value: Any, whole: Data | None = None, shar
         raise SpecError(f"factor '{factor}': expected seeds, whole numbers from 0 on, found {value}; give others")
     if factor == "subset":
         return trained_on(base, whole or base.data, "subset", value, share)
+    if factor == "shuffle":
+        return msgspec.structs.replace(base, shuffle=bool(value))
     fields = {"everything": CHANCES, "nothing": ("run",)}.get(factor, (factor,))
     return msgspec.structs.replace(base, **dict.fromkeys(fields, value))
 

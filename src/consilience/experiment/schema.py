@@ -23,6 +23,7 @@ class TrainTable(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     augmentation: Any = None
     keep: tuple[Count, ...] = ()
     average_from: Count | None = None
+    shuffle: bool = True
     select: "SelectTable | None" = None
 
 

@@ -85,6 +85,8 @@ class Train(Spec, frozen=True, kw_only=True):
     """Epochs whose weights are kept besides the last one's."""
     average_from: int | None = None
     """The weights are their mean after this epoch and every later one (stochastic weight averaging)."""
+    shuffle: bool = True
+    """Whether every epoch has an order of its own."""
     run: int = 0
     """Which of several trainings that differ in nothing at all."""
 

@@ -78,6 +78,7 @@ def _train(group: Sequence[Train], desk: Desk, draft: Path, tell: Tell) -> None:
         augmentation=spec.augmentation.build() if spec.augmentation else None,
         keep=spec.keep,
         average_from=spec.average_from,
+        shuffle=spec.shuffle,
         checkpoint=folder / "checkpoint",
         on_epoch=lambda progress: tell(progress.epoch / progress.epochs),
     )

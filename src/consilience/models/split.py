@@ -121,6 +121,12 @@ class NormalisedEnsemble(Normalised):
         """Each member behind the same mean and deviation."""
         return nn.ModuleList([_behind(member, self.pixel_mean, self.pixel_sd) for member in self.model.members])
 
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """What each member counts in the ensemble; alike where it does not say."""
+        members = len(self.model.members)
+        return tuple(getattr(self.model, "shares", (1 / members,) * members))
+
 
 def _behind(model: nn.Module, mean: Float[Tensor, "1 c 1 1"], sd: Float[Tensor, "1 c 1 1"]) -> Normalised:
     if getattr(model, "split", False):

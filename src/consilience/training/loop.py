@@ -81,6 +81,7 @@ def train(
     augmentation: Augmentation | None = None,
     keep: Sequence[int] = (),
     average_from: int | None = None,
+    shuffle: bool = True,
     checkpoint: Path | None = None,
     on_epoch: Callable[[Progress], None] = quietly,
     device: str = "cpu",
@@ -100,6 +101,7 @@ def train(
         keep: Epochs whose weights are returned besides the last one's.
         average_from: The weights that come out are the mean of those after this epoch and every later one, and batch
             norm is given the examples once more to learn what these weights make of them; kept epochs are as ever.
+        shuffle: Whether every epoch has an order of its own, by the seed of that chance; else it is the examples' own.
         checkpoint: A folder of its own; a training that was interrupted goes on from there, bit for bit.
         on_epoch: Called after every epoch, when its checkpoint is written.
         device: Where the model is trained. Its weights begin alike everywhere.
@@ -121,6 +123,7 @@ def train(
             "optimizer": _rule(schedule, epochs), "epochs": epochs, "batch_size": batch_size, "chances": [*chances],
             "augmentation": _spelled(augmentation), "keep": sorted({*keep}), "device": torch.device(device).type,
             "torch": torch.__version__, **({} if average_from is None else {"average_from": average_from}),
+            **({} if shuffle else {"shuffle": False}),
         }  # fmt: skip
         if checkpoint is not None:
             resume(checkpoint, recipe, standing)
@@ -128,7 +131,7 @@ def train(
             began, rate = time.perf_counter(), schedule.rate(epoch)
             for group in schedule.optimizer.param_groups:
                 group["lr"] = rate
-            batches = _batches(examples, epoch, batch_size, chances, augmentation)
+            batches = _batches(examples, epoch, batch_size, chances, augmentation, shuffle)
             loss = _epoch(standing, batches, objective, epoch, chances.noise, device)
             standing.history.append(Epoch(loss=loss, rate=rate))
             if epoch + 1 in keep:
@@ -139,16 +142,18 @@ def train(
                 save(checkpoint, recipe, standing)
             on_epoch(Progress(epoch + 1, epochs, loss, time.perf_counter() - began))
         if average_from is not None:
-            batches = _batches(examples, epochs, batch_size, chances, augmentation)
+            batches = _batches(examples, epochs, batch_size, chances, augmentation, shuffle)
             settle(model, standing.mean, (_on(device, batch).x for batch in batches))
         return Trained(weights(model), standing.kept, standing.history)
 
 
 def _batches(
-    examples: Examples, epoch: int, batch_size: int, chances: Chances, augmentation: Augmentation | None
+    examples: Examples, epoch: int, batch_size: int, chances: Chances, augmentation: Augmentation | None, shuffle: bool
 ) -> Iterator[Batch]:
     """Every example once, in this epoch's order."""
-    order = permutation(len(examples), "order", chances.order, epoch).tolist()
+    order = (
+        permutation(len(examples), "order", chances.order, epoch).tolist() if shuffle else list(range(len(examples)))
+    )
     for rows in slices(len(order), batch_size):
         batch = checked(examples.batch(order[rows]))
         if augmentation is not None:
