@@ -39,7 +39,10 @@ class Published(NamedTuple):
     accuracy: float
 
 
-SHAP, IG = "gradient_shap", "integrated_gradients"
+SHAP, IG, BLACK = "SHAP", "IG", "IG, black"
+METHODS = {  # component and baseline; the paper's integrated gradients start from the zero of normalised space
+    SHAP: ("gradient_shap", None), IG: ("integrated_gradients", "mean"), BLACK: ("integrated_gradients", 0.0),
+}  # fmt: skip
 TABLE = [
     Published("MLP", "mlp", SHAP, 6, 0.0668, {"order": 0.062, "init": 0.066, "dropout_rate": 0.0687}, 98.125),
     Published("SVM (RBF)", "rbf_svm", SHAP, 10, 0.9444, {"subset": 0.96, "init": 0.94}, 94.0556),
@@ -54,7 +57,7 @@ TABLE = [
     Published("Hyper-batch ensemble", "hyper_batch_ensemble", IG, 2, 0.0, {"init": 0}, 99.32),
     Published("DenseNet-121, MIMIC-CXR", "", IG, 6, 0.168, {"order": 0.115, "init": 0.2033}, 75.6723),
 ]  # fmt: skip
-UNPUBLISHED = ["linear", "gabornet", "rbf_svm", "mlp", "small_cnn", "resnet18"]
+UNPUBLISHED = ["linear", "gabornet", "rbf_svm", "mlp", "small_cnn", "cnn", "hyper_batch_ensemble", "resnet18"]
 REMEDIES = ["small_cnn", "no_dropout", "swa", "ensemble", "explanation_agreement"]
 FACTORS = ["init", "order", "noise", "dropout_rate", "subset", "nothing"]
 DISTANCES = {  # of seeds: JSD, KS, accuracy of the logistic regression
@@ -85,8 +88,8 @@ class Made(NamedTuple):
     def goals(self, method: str | None = None) -> Iterator[Goal]:
         """The twins' goals, of one method where it is named."""
         for goal in self.experiment.goals():
-            named = method is None or (goal.method is not None and goal.method.use == method)
-            if goal.family == "twins" and named:
+            found = goal.method and (goal.method.use, goal.method.option("baseline"))
+            if goal.family == "twins" and (method is None or found == METHODS[method]):
                 yield goal
 
     def mean(self, goal: Goal, column: str = "value") -> float:
@@ -115,10 +118,15 @@ def consistency_table(made: dict[str, Made]) -> list[str]:
             "n, alpha", "accuracy, published", "accuracy"]  # fmt: skip
     lines = [head, ["---"] * len(head)]
     rows = [(row.name, row.file, row.method, f"{row.c:g}", f"{row.accuracy:.1f} %") for row in TABLE]
-    rows += [(made[file].experiment.name, file, method, NONE, NONE) for file in UNPUBLISHED for method in (SHAP, IG)
-             if (file, method) not in {(row.file, row.method) for row in TABLE}]  # fmt: skip
+    known = {(row.file, row.method) for row in TABLE}
+    rows += [
+        (made[file].experiment.name, file, method, NONE, NONE)
+        for file in UNPUBLISHED
+        for method in (SHAP, BLACK)
+        if (file, method) not in known and (file != "hyper_batch_ensemble" or method != SHAP)
+    ]
     for name, file, method, c, accuracy in rows:
-        lines.append([name, "IG" if method == IG else "SHAP", c, *_obtained(made.get(file), method, accuracy)])
+        lines.append([name, method, c, *_obtained(made.get(file), method, accuracy)])
     return _markdown(lines)
 
 
@@ -153,7 +161,7 @@ def factor_table(made: dict[str, Made]) -> list[str]:
         for factor in FACTORS:
             known = f" (published {row.columns[factor]:g})" if factor in row.columns else ""
             cells.append(_interval(found.get(factor)) + known if factor in found else NONE + known)
-        lines.append([row.name, "IG" if row.method == IG else "SHAP", *cells])
+        lines.append([row.name, row.method, *cells])
     return _markdown(lines)
 
 
@@ -165,13 +173,23 @@ def agreement_table(made: dict[str, Made], files: Sequence[str], factors: Sequen
         if not one.there:
             lines.append([one.experiment.name, NONE, *["*not run*"] * len(factors), NONE, NONE])
             continue
-        for method in (SHAP, IG):
+        for method in (SHAP, BLACK):
             found = one.rows(method, "cosine", "calibrated_similarity")
             told = one.rows(method, "separability", "consistency").get("init")
             right = one.accuracy()
             cells = [_interval(found.get(factor)) for factor in factors]
             mean = f"{100 * sum(right) / len(right):.1f} %"
-            lines.append([one.experiment.name, "IG" if method == IG else "SHAP", *cells, _interval(told), mean])
+            lines.append([one.experiment.name, method, *cells, _interval(told), mean])
+    return _markdown(lines)
+
+
+def mode_table(one: Made) -> list[str]:
+    """Explanation modes of many twins: who explains alike, and how alike inside and to the others."""
+    lines = [["method", "mode", "twins", "agreement inside", "to the others", "p"], ["---"] * 6]
+    for method in (SHAP, BLACK):
+        for name, row in one.rows(method, "cosine", "modes").items():
+            numbers = (f"{row[key]:.2f}" if row[key] is not None else NONE for key in ("estimate", "null", "p"))
+            lines.append([method, name, str(row["pairs"]), *numbers])
     return _markdown(lines)
 
 
@@ -180,15 +198,14 @@ def share_table(made: dict[str, Made], files: Sequence[str]) -> list[str]:
     names: dict[str, None] = {}
     found = {}
     for file in files:
-        for method in (SHAP, IG):
+        for method in (SHAP, BLACK):
             rows = made[file].rows(method, "squared_distance", "variance_shares")
             if rows:
                 found[file, method] = rows
                 names |= dict.fromkeys(rows)
     lines = [["experiment", "method", *names], ["---"] * (2 + len(names))]
     for (file, method), rows in found.items():
-        lines.append([made[file].experiment.name, "IG" if method == IG else "SHAP",
-                      *[_interval(rows.get(name)) for name in names]])  # fmt: skip
+        lines.append([made[file].experiment.name, method, *[_interval(rows.get(name)) for name in names]])
     return _markdown(lines)
 
 
@@ -212,11 +229,11 @@ def distance_table(one: Made) -> list[str]:
     return _markdown(lines)
 
 
-def mean_table(one: Made) -> list[str]:
+def mean_table(one: Made, leave_out: Sequence[str] = ()) -> list[str]:
     """Everything else of an experiment: each measure's mean over pairs or models, and its range."""
     values: dict[tuple[str, str, str], list[float]] = {}
     for goal in one.goals():
-        if not isinstance(goal.spec, Summary) and goal.spec in one.store:
+        if not isinstance(goal.spec, Summary) and goal.spec in one.store and goal.measure.use not in leave_out:
             method = "" if goal.method is None else goal.method.use
             values.setdefault((method, goal.label, goal.part), []).append(one.mean(goal))
     lines = [["method", "measure", "of", "mean", "lowest to highest", "models or pairs"], ["---"] * 6]
@@ -246,11 +263,14 @@ def tables(made: dict[str, Made]) -> str:
         "By factor": factor_table(made),
         "Agreement image by image": agreement_table(made, ["mlp", "small_cnn", "cnn", "gabornet"], FACTORS[:4]),
         "What explains how maps vary": share_table(made, ["mlp", "small_cnn", "cnn", "modes"]),
+        "Explanation modes of twelve MLPs": mode_table(made["modes"]),
         "Remedies, with the same yardstick": agreement_table(made, REMEDIES, ["init", "order"]),
         "Distances between seeds (table 2)": distance_table(made["distances"]) if made["distances"].there else [],
         "Where twins disagree": mean_table(made["parts"]),
         "Single models": mean_table(made["one_model"]),
-        "The models themselves": mean_table(made["representations"]),
+        "The models themselves": mean_table(
+            made["representations"], ("weight_distance", "cosine", "calibration_error")
+        ),
         "How it was made": recipe_table(made),
     }
     machine = f"{platform.machine()}, CPU, torch {torch.__version__}"
@@ -286,7 +306,7 @@ def main() -> int:
     for file in [] if chosen.only_tables else (chosen.only or files):
         words = [str(FOLDER / f"{file}.toml"), "--store", str(chosen.store), "--profile", chosen.profile]
         words += [] if chosen.data is None else ["--data", str(chosen.data)]
-        command = [sys.executable, "-m", "consilience.cli.main"]
+        command = [sys.executable, "-m", "consilience"]
         subprocess.run(
             [*command, "run", *words, "--on", chosen.on], check=False
         )  # what failed is said, and missing below
