@@ -43,7 +43,7 @@ def mean_over_models(
         return keyed(of, None if rng is None else rng.at(place))(members[place], x, target)
 
     shares = getattr(model, "shares", None) or [1 / len(members)] * len(members)
-    total = explained(0) * shares[0]
+    total: Tensor = explained(0) * shares[0]
     for place in range(1, len(members)):
         total += explained(place) * shares[place]
     return total
