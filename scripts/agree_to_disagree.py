@@ -152,7 +152,7 @@ def _obtained(one: Made | None, method: str, accuracy: str) -> list[str]:
 
 def factor_table(made: dict[str, Made]) -> list[str]:
     """C by factor, sound, and published where there was a column."""
-    lines = [["model", "method", *FACTORS], ["---"] * (2 + len(FACTORS))]
+    lines = [["model", "method", *FACTORS, "nothing, row split"], ["---"] * (3 + len(FACTORS))]
     for row in TABLE:
         if row.file not in made or not made[row.file].there:
             continue
@@ -161,7 +161,8 @@ def factor_table(made: dict[str, Made]) -> list[str]:
         for factor in FACTORS:
             known = f" (published {row.columns[factor]:g})" if factor in row.columns else ""
             cells.append(_interval(found.get(factor)) + known if factor in found else NONE + known)
-        lines.append([row.name, row.method, *cells])
+        split = made[row.file].rows(row.method, "separability_row_split", "consistency_row_split").get("nothing")
+        lines.append([row.name, row.method, *cells, _interval(split)])
     return _markdown(lines)
 
 
@@ -185,10 +186,11 @@ def agreement_table(made: dict[str, Made], files: Sequence[str], factors: Sequen
 
 def mode_table(one: Made) -> list[str]:
     """Explanation modes of many twins: who explains alike, and how alike inside and to the others."""
-    lines = [["method", "mode", "twins", "agreement inside", "to the others", "p"], ["---"] * 6]
+    lines = [["method", "mode", "pairs", "agreement inside", "to the others", "p"], ["---"] * 6]
     for method in (SHAP, BLACK):
         for name, row in one.rows(method, "cosine", "modes").items():
-            numbers = (f"{row[key]:.2f}" if row[key] is not None else NONE for key in ("estimate", "null", "p"))
+            values = (row[key] for key in ("estimate", "null", "p"))
+            numbers = (NONE if value is None or value != value else f"{value:.2f}" for value in values)
             lines.append([method, name, str(row["pairs"]), *numbers])
     return _markdown(lines)
 
