@@ -1,4 +1,4 @@
-"""Telling all pairs of a family apart, class by class: CPU time to scikit-learn's, with the same folds and answers.
+"""Telling all pairs of a family apart, class by class: CPU time to scikit-learn's, the same folds and one thread each.
 
 ``python -m benchmarks.separability``; with ``--strict`` a missed goal is an exit code. The maps are those of
 integrated gradients of seven networks, trained here, of 500 digits. Without permutations, which scikit-learn would
@@ -18,10 +18,12 @@ import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
 from benchmarks.side_by_side import Line, ratio, seconds, show
 from consilience.attribution.path import integrated_gradients
+from consilience.data.examples import Batch
 from consilience.data.mnist10k import mnist10k
 from consilience.data.views import subset
 from consilience.measures.separability import Separability, separability
@@ -48,9 +50,13 @@ class Fit(NamedTuple):
     ask: np.ndarray
 
 
-def family_of(twins: int = TWINS) -> tuple[list[Tensor], Tensor]:
-    """Maps of the same digits by twins that differ in their first weights, and the digits' classes."""
-    digits, held_out = subset(count=2000), mnist10k(split="test").batch(range(EXAMPLES))
+def family_of(twins: int = TWINS, examples: int = EXAMPLES, alike: bool = False) -> tuple[list[Tensor], Tensor]:
+    """Maps of the same digits by twins, and the digits' classes.
+
+    The twins differ in their first weights. Or they are ``alike``: one network, each with ten more small steps of its
+    own, so that they are hard to tell apart.
+    """
+    digits, held_out = subset(count=2000), mnist10k(split="test").batch(range(examples))
     recipe = {"objective": cross_entropy, "optimizer": adam, "epochs": 3, "batch_size": 64}
 
     def fresh() -> nn.Module:
@@ -59,14 +65,27 @@ def family_of(twins: int = TWINS) -> tuple[list[Tensor], Tensor]:
     maps = []
     for init in range(twins):
         model = fresh()
-        model.load_state_dict(train(fresh, digits, chances=Chances(init=init), **recipe).weights)
+        model.load_state_dict(train(fresh, digits, chances=Chances(init=0 if alike else init), **recipe).weights)
+        if alike:
+            tune(model, digits.batch(range(2000)), init)
         maps.append(integrated_gradients(model.eval().requires_grad_(False), held_out.x, held_out.label)[:, 0])
     return maps, held_out.label
 
 
+def tune(model: nn.Module, data: Batch, seed: int) -> None:
+    """Ten steps at a tenth of the usual rate, of batches drawn at random."""
+    optimizer, chance = torch.optim.Adam(model.parameters(), lr=1e-4), torch.Generator().manual_seed(seed)
+    for _ in range(10):
+        rows = torch.randint(len(data.label), (64,), generator=chance)
+        loss = nn.functional.cross_entropy(model.train()(data.x[rows]), data.label[rows])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+
 def fits_of(label: Tensor, pairs: Pairs = PAIRS) -> list[Fit]:
     """Every classifier that the measure's value needs, with its own folds."""
-    groups, rng, splits = torch.arange(EXAMPLES), Rng(0, range(EXAMPLES)), []
+    groups, rng, splits = torch.arange(len(label)), Rng(0, range(len(label))), []
     for kind in range(10):
         plan = plan_of((label == kind).nonzero()[:, 0], groups, rng, FOLDS, 1, 0, None)
         image, fold = plan.image.numpy(), plan.fold[0].numpy()
@@ -105,6 +124,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--strict", action="store_true")
     chosen = parser.parse_args(arguments)
     torch.set_num_threads(1)
+    with threadpool_limits(1):  # NumPy's threads wait for each other by spinning, and would be counted as work
+        missed = side_by_side(chosen.rounds)
+    return int(chosen.strict and missed > 0)
+
+
+def side_by_side(rounds: int) -> int:
+    """How many goals are missed."""
     maps, label = family_of()
     fits, raw = fits_of(label), [one.flatten(1).double().numpy() for one in maps]
     sample = random.Random(0).sample(fits, SAMPLE)
@@ -124,7 +150,7 @@ def main(arguments: list[str] | None = None) -> int:
             "ours, noise, 800 images": lambda: noise(800),
             "ours, noise, 1600 images": lambda: noise(1600),
         },
-        chosen.rounds,
+        rounds,
     )
     spent["scikit-learn, saga as published"] = [
         one * len(fits) / SAMPLE for one in spent["scikit-learn, saga as published"]
@@ -141,8 +167,7 @@ def main(arguments: list[str] | None = None) -> int:
         Line("our mean accuracy", sum(mine) / sum(2 * len(fit.ask) for fit in fits), unit=""),
     ]
     title = f"{len(PAIRS)} pairs, 10 classes, {FOLDS} folds: {len(fits)} fits, CPU time; saga from {SAMPLE} of them"
-    missed = show(title, lines)
-    return int(chosen.strict and missed > 0)
+    return show(title, lines)
 
 
 if __name__ == "__main__":

@@ -88,11 +88,11 @@ class Way(NamedTuple):
 
     def slope(self, length: Tensor, wrong: Tensor) -> Tensor:
         """Of what is minimised; a sum over changes alone, so that single precision of ``lift`` does no harm."""
-        return self.downhill + length * self.ridge + _dot(wrong - self.wrong, self.lift)
+        return self.downhill + length * self.ridge + dot(wrong - self.wrong, self.lift)
 
     def curve(self, wrong: Tensor) -> Tensor:
         """How the slope changes."""
-        return self.ridge + _dot(_weight(wrong).mul_(self.lift), self.lift)
+        return self.ridge + dot(weight_of(wrong).mul_(self.lift), self.lift)
 
 
 def standardised(rows: Float[Tensor, "n d"], train: Float[Tensor, "m d"]) -> Float[Tensor, "n d"]:
@@ -105,9 +105,14 @@ def _scale(train: Float[Tensor, "m d"]) -> Scale:
     """Constant is judged relative to rounding, as scikit-learn does: dividing by 1e-17 would let noise lead the fit."""
     mean = train.mean(0)
     variance = (train - mean).square_().mean(0)  # torch.var_mean along rows costs twice as much
-    rounding = len(train) * torch.finfo(train.dtype).eps
+    return Scale(mean, deviation_of(mean, variance, len(train)))
+
+
+def deviation_of(mean: Tensor, variance: Tensor, count: int | Tensor) -> Tensor:
+    """Square root of the variance of so many numbers; 1 where they are constant but for rounding."""
+    rounding = count * torch.finfo(variance.dtype).eps
     constant = variance <= rounding * variance + (rounding * mean) ** 2
-    return Scale(mean, variance.sqrt().masked_fill_(constant, 1))
+    return variance.sqrt().masked_fill_(constant, 1)
 
 
 def problem_of(
@@ -247,28 +252,28 @@ def _round(
     slope = (ridge * w).sub_(pull @ rows)
     large, many = size, 0
     for turn in range(STEPS):
-        weight = _weight(wrong).sum(-1, keepdim=True)
+        weight = weight_of(wrong).sum(-1, keepdim=True)
         scaled = slope / torch.addcmul(ridge, weight, square)
-        now = _dot(slope, scaled)
+        now = dot(slope, scaled)
         first = now.where(first.isinf(), first)
         going = going & (now > torch.maximum(ACCURACY**2 * torch.minimum(first, weight), FLOOR**2 * weight))
         count = int(going.sum())
         large, many = (large, many) if turn else (now, count)
         if count <= MANY * many or bool((going & (now < RENEWED**2 * large)).any()):
             break
-        kept = ((now - _dot(before, scaled)) / size).clamp_(min=0)
+        kept = ((now - dot(before, scaled)) / size).clamp_(min=0)
         before, size, direction = slope, now, (kept * direction).sub_(scaled)
-        downhill = _dot(direction, slope)
+        downhill = dot(direction, slope)
         direction, downhill = direction.where(downhill < 0, -scaled), downhill.where(downhill < 0, -now)
         free, lift = ridge * direction, (direction.float() @ single.mT).double().mul_(sign).neg_()
-        length, wrong = _length(Way(away, wrong, lift, downhill, _dot(free, direction)), going)
+        length, wrong = length_of(Way(away, wrong, lift, downhill, dot(free, direction)), going)
         w, away = torch.addcmul(w, length, direction), torch.addcmul(away, length, lift)
         pull, last = sign * wrong, pull
         slope = torch.addcmul(slope, length, free).sub_((pull - last).float() @ single)
     return State(w, before, direction, size, first), going
 
 
-def _length(way: Way, going: Tensor) -> tuple[Tensor, Tensor]:
+def length_of(way: Way, going: Tensor) -> tuple[Tensor, Tensor]:
     """How far to go, to where it is at most half as steep as here, and what is answered there; 0 for who is done."""
     low, high = torch.zeros_like(way.ridge), torch.full_like(way.ridge, torch.inf)
     length = (-way.downhill / way.curve(way.wrong)).where(going, 0)
@@ -285,7 +290,8 @@ def _length(way: Way, going: Tensor) -> tuple[Tensor, Tensor]:
     return length, way.there(length)
 
 
-def _weight(wrong: Tensor) -> Tensor:
+def weight_of(wrong: Tensor) -> Tensor:
+    """How much the loss curves in each margin."""
     return torch.addcmul(wrong, wrong, wrong, value=-1)
 
 
@@ -293,5 +299,6 @@ def _rows_of(part: Shaped[Tensor, "splits labellings r"], chosen: Int[Tensor, "s
     return part.gather(1, chosen.expand(-1, -1, part.shape[2]))
 
 
-def _dot(one: Tensor, two: Tensor) -> Tensor:
+def dot(one: Tensor, two: Tensor) -> Tensor:
+    """Of each row with its own."""
     return (one * two).sum(-1, keepdim=True)

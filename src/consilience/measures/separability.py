@@ -14,8 +14,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from consilience.component import measure
 from consilience.errors import SpecError
+from consilience.measures import lockstep
 from consilience.measures.classifiers import Classifier, Learner, Strength, learner
-from consilience.measures.logistic import Problem
+from consilience.measures.logistic import Problem, margins
 from consilience.measures.splits import INNER_FOLDS, Plan, plan_of, suffices
 from consilience.pairs import Pairs, over_pairs
 from consilience.rng import Rng
@@ -23,6 +24,7 @@ from consilience.tensors import slices
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 SIDE_BY_SIDE, FEWEST = 60_000, 50  # margins of the pairs fitted at once; labellings, however many rows
+LARGE = 50_000  # pixels of all rows, from which a fit that shares nothing with other labellings goes in lockstep
 FIT_BYTES = 24 * 2**20  # of all that is fitted at once: pairs, splits and labellings are taken in such portions
 HELD_BYTES = 32 * 2**20  # of all twins' maps together; classes are taken in blocks of this size
 
@@ -101,8 +103,8 @@ def separability(
     plans = [plan_of(image.cpu(), groups.cpu(), rng, folds, repeats, permutations, count) for image in images]
     value, null = torch.full((2, len(pairs), len(label)), torch.nan, dtype=torch.float64, device=kind.device)
     scores: list[list[Tensor]] = [[] for _ in pairs]
-    for numbers, plan, maps in _by_class(family, pairs, plans, kind):
-        for pair, judged in zip(numbers, _judged(maps, plan, way), strict=True):
+    for numbers, plan, maps, places in _by_class(family, pairs, plans, kind, way):
+        for pair, judged in zip(numbers, _judged(maps, places, plan, way), strict=True):
             if judged is None:
                 continue
             value[pair, judged.image] = judged.right[0]
@@ -131,9 +133,12 @@ class Kind(NamedTuple):
 
 
 def _by_class(
-    family: Sequence[Tensor], pairs: Pairs, plans: Sequence[Plan], kind: Kind
-) -> Iterator[tuple[Sequence[int], Plan, Tensor]]:
-    """Maps of each class, some pairs abreast: a twin is read once for as many classes as can be held of all twins."""
+    family: Sequence[Tensor], pairs: Pairs, plans: Sequence[Plan], kind: Kind, way: Learner
+) -> Iterator[tuple[Sequence[int], Plan, Tensor, Tensor]]:
+    """Maps of each class, some pairs abreast: a twin is read once for as many classes as can be held of all twins.
+
+    They come once for each model, and with them the places of the pairs among them.
+    """
     most = HELD_BYTES // max(1, kind.bytes * len(set(itertools.chain(*pairs))))
     blocks: list[list[Plan]] = []
     for plan in plans:
@@ -145,17 +150,31 @@ def _by_class(
         images, kept = [plan.image for plan in block], dict[int, list[Tensor]]()
         held = len(torch.cat(images)) <= most
         for position, plan in enumerate(block):
-            abreast = _portion(plan, math.prod(kind.shape[1:])).pairs if held else 1
+            abreast = _abreast(plan, math.prod(kind.shape[1:]), way) if held else 1
             for some in slices(len(pairs), abreast):
                 numbers = range(len(pairs))[some]
-                members = [member for number in numbers for member in pairs[number]]
+                members = list(dict.fromkeys(itertools.chain.from_iterable(pairs[some])))
                 for member in members:
                     if member not in kept:
                         kept[member] = _read(family, kind.shape, images, member)
                 maps = torch.stack([kept[member][position] for member in members])
                 if not held:  # of the one class of this block, the two that are looked at, not twice
                     kept = {member: [own] for member, own in zip(members, maps, strict=True)}
-                yield numbers, plan, maps.view(len(numbers), 2, *maps.shape[1:])
+                places = torch.tensor([[members.index(member) for member in pair] for pair in pairs[some]])
+                yield numbers, plan, maps, places.to(maps.device)
+
+
+def _in_lockstep(plan: Plan, pixels: int, way: Learner) -> int:
+    """How many pairs, within ``FIT_BYTES``; 0 where it is not the cheapest: of several labellings, or of small maps."""
+    rows, splits = 2 * len(plan.image), 1 + int(plan.fold.max()) if len(plan.image) else 1
+    if way.margins is not margins or way.c == "cross_validated" or len(plan.exchanged) > 1 or rows * pixels < LARGE:
+        return 0
+    inverses, fit = 4 * splits * min(rows, pixels) * pixels, 120 * pixels + 100 * rows
+    return max(0, FIT_BYTES - inverses) // (splits * fit)
+
+
+def _abreast(plan: Plan, pixels: int, way: Learner) -> int:
+    return _in_lockstep(plan, pixels, way) or _portion(plan, pixels).pairs
 
 
 class Portion(NamedTuple):
@@ -194,28 +213,50 @@ def _read(family: Sequence[Tensor], shape: torch.Size, images: Sequence[Tensor],
     return [maps[image].flatten(1) for image in images]
 
 
-def _judged(maps: Float[Tensor, "pairs 2 m d"], plan: Plan, way: Learner) -> Iterator[Judged | None]:
+def _judged(
+    maps: Float[Tensor, "models m d"], places: Int[Tensor, "pairs 2"], plan: Plan, way: Learner
+) -> Iterator[Judged | None]:
     """Both models' maps of one class, each asked about by those who did not learn from its group."""
-    finite = maps.isfinite().all(3).all(1).cpu()
-    if len(maps) > 1 and not bool(finite.all()):  # each pair leaves out images of its own
-        yield from itertools.chain.from_iterable(_judged(one[None], plan, way) for one in maps)
+    finite = maps.isfinite().all(2).all(0).cpu()
+    if len(places) > 1 and not bool(finite.all()):  # each pair leaves out images of its own
+        for pair in places:
+            yield from _judged(maps[pair], torch.arange(2, device=maps.device)[None], plan, way)
         return
     if not bool(finite.all()):
-        maps, plan = maps[:, :, finite[0]], plan.only(finite[0])
+        maps, plan = maps[:, finite], plan.only(finite)
     if not all(suffices(plan, turn, way.c == "cross_validated") for turn in range(len(plan.fold))):
-        yield from [None] * len(maps)
+        yield from [None] * len(places)
         return
-    portion = _portion(plan, maps.shape[3])
     answer = torch.cat([plan.exchanged, ~plan.exchanged], 1).to(maps.device)
-    right, likely = torch.zeros(2, len(maps), *plan.exchanged.shape, dtype=torch.float64, device=maps.device)
-    for fold, inner in zip(plan.fold, plan.inner, strict=True):
-        found = _held_out(maps.flatten(1, 2), fold.repeat(2), inner.repeat(2), answer, way, portion)
+    right, likely = torch.zeros(2, len(places), *plan.exchanged.shape, dtype=torch.float64, device=maps.device)
+    portion = _portion(plan, maps.shape[2])
+    for turn in range(len(plan.fold)):
+        found = _asked(maps, places, plan, turn, answer, way, portion)
         for some in slices(len(answer), portion.labellings):
-            towards = torch.where(answer[some], found[:, some], -found[:, some]).view(len(maps), -1, 2, len(plan.image))
+            towards = torch.where(answer[some], found[:, some], -found[:, some])
+            towards = towards.view(*towards.shape[:2], 2, -1)
             right[:, some] += towards.sign().mean(2)  # 1, -1, and 0 for a margin of exactly 0; NaN stays
             likely[:, some] += logsigmoid(towards).mean(2)
     for one, other in zip(right / len(plan.fold), likely / len(plan.fold), strict=True):
         yield Judged(plan.image, one, other)
+
+
+def _asked(
+    maps: Tensor, places: Tensor, plan: Plan, turn: int, answer: Tensor, way: Learner, portion: Portion
+) -> Float[Tensor, "pairs labellings n"]:
+    """The margin of each row by the split that holds it out; what is not found in lockstep, alone."""
+    fold, inner = plan.fold[turn], plan.inner[turn]
+    alone = torch.arange(len(places), device=maps.device)
+    found = maps.new_empty(len(places), *answer.shape, dtype=torch.float64)
+    if (abreast := _in_lockstep(plan, maps.shape[2], way)) and way.c != "cross_validated":
+        for some in slices(len(places), abreast):
+            found[some, 0] = lockstep.held_out(maps, places[some], fold.to(maps.device), way.c)
+        alone = found.isnan().any(2).any(1).nonzero()[:, 0]
+    for some in slices(len(alone), portion.pairs):
+        chosen = alone[some]
+        rows = maps[None] if places.tolist() == [[0, 1]] else maps[places[chosen]]  # a large class is not copied
+        found[chosen] = _held_out(rows.flatten(1, 2), fold.repeat(2), inner.repeat(2), answer, way, portion)
+    return found
 
 
 def _held_out(
