@@ -8,8 +8,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from consilience.measures import lockstep, logistic
-from consilience.measures import separability as room
+from consilience.measures import holding_out, lockstep, logistic
 from consilience.measures.separability import separability
 from consilience.pairs import over_family
 from consilience.rng import Rng
@@ -127,7 +126,7 @@ def test_values_are_those_of_each_labelling_by_itself(most, monkeypatch):
     label, given = torch.arange(60) // 30, {"groups": torch.arange(60), "rng": Rng(0, range(60))}
     turned = list(over_family(separability, family, PAIRS, label=label, permutations=1, **given))
     if most is not None:
-        monkeypatch.setattr(room, "FIT_BYTES", most)
+        monkeypatch.setattr(holding_out, "FIT_BYTES", most)
     called, held_out = [], lockstep.held_out
 
     def noted(*args):

@@ -14,12 +14,13 @@ from consilience.attribution.path import integrated_gradients
 from consilience.component import measure
 from consilience.data.mnist10k import mnist10k
 from consilience.errors import SpecError
-from consilience.measures import logistic
+from consilience.measures import holding_out, logistic
 from consilience.measures import separability as room
 from consilience.measures.agreement import cosine, wrong_image
 from consilience.measures.as_published import separability_row_split
 from consilience.measures.classifiers import learner
-from consilience.measures.separability import Portion, _held_out, _portion, separability
+from consilience.measures.holding_out import Portion, _held_out, portion_of
+from consilience.measures.separability import separability
 from consilience.measures.splits import plan_of as drawn
 from consilience.models.mlp import mlp
 from consilience.pairs import over_family
@@ -100,9 +101,10 @@ def test_how_much_is_fitted_at_once_changes_nothing(side, c, monkeypatch):
     together = told(a, b, label, **given)
     monkeypatch.setattr(logistic, "CHUNK_BYTES", 8 * 300)
     chunked = told(a, b, label, **given)
-    for name, most in {"FIT_BYTES": 1, "FEWEST": 3, "HELD_BYTES": 1}.items():
-        monkeypatch.setattr(room, name, most)
-    assert _portion(plan_of(torch.arange(40), permutations=4), side**2) == Portion(1, 1, 3)
+    monkeypatch.setattr(room, "HELD_BYTES", 1)
+    for name, most in {"FIT_BYTES": 1, "FEWEST": 3}.items():
+        monkeypatch.setattr(holding_out, name, most)
+    assert portion_of(plan_of(torch.arange(40), permutations=4), side**2) == Portion(1, 1, 3)
     for other in (chunked, told(a, b, label, **given)):
         for one, two in zip(together, other, strict=True):
             torch.testing.assert_close(one, two)
@@ -322,14 +324,14 @@ def test_the_chosen_strength_is_that_of_a_search_by_hand():
         z = StandardScaler().fit(rows[learn].numpy()).transform(rows.numpy())
         truth, part = answer[0].int().numpy(), inner.numpy()
         likely = []
-        for c in room.STRENGTHS:
+        for c in holding_out.STRENGTHS:
             total = 0.0
             for left in range(3):
                 some, others = learn.numpy() & (part != left), learn.numpy() & (part == left)
                 fit = LogisticRegression(C=c, tol=1e-8, max_iter=10_000).fit(z[some], truth[some])
                 total += fit.predict_log_proba(z[others])[np.arange(others.sum()), truth[others]].sum()
             likely.append(total)
-        best = LogisticRegression(C=room.STRENGTHS[int(np.argmax(likely))], tol=1e-10, max_iter=100_000)
+        best = LogisticRegression(C=holding_out.STRENGTHS[int(np.argmax(likely))], tol=1e-10, max_iter=100_000)
         expected = best.fit(z[learn.numpy()], truth[learn.numpy()]).decision_function(z[~learn.numpy()])
         np.testing.assert_allclose(found[~learn], expected, atol=1e-4)
 

@@ -6,26 +6,20 @@ from collections.abc import Iterator, Sequence
 from typing import Annotated, Literal, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from msgspec import Meta
 from torch import Tensor
 from torch.nn.functional import logsigmoid
-from torch.nn.utils.rnn import pad_sequence
 
 from consilience.component import measure
 from consilience.errors import SpecError
-from consilience.measures import lockstep
 from consilience.measures.classifiers import Classifier, Learner, Strength, learner
-from consilience.measures.logistic import Problem, margins
-from consilience.measures.splits import INNER_FOLDS, Plan, plan_of, suffices
+from consilience.measures.holding_out import margins_of_held_out, pairs_abreast, portion_of
+from consilience.measures.splits import Plan, plan_of, suffices
 from consilience.pairs import Pairs, over_pairs
 from consilience.rng import Rng
 from consilience.tensors import slices
 
-STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
-SIDE_BY_SIDE, FEWEST = 60_000, 50  # margins of the pairs fitted at once; labellings, however many rows
-LARGE = 50_000  # pixels of all rows, from which a fit that shares nothing with other labellings goes in lockstep
-FIT_BYTES = 24 * 2**20  # of all that is fitted at once: pairs, splits and labellings are taken in such portions
 HELD_BYTES = 32 * 2**20  # of all twins' maps together; classes are taken in blocks of this size
 
 
@@ -150,7 +144,7 @@ def _by_class(
         images, kept = [plan.image for plan in block], dict[int, list[Tensor]]()
         held = len(torch.cat(images)) <= most
         for position, plan in enumerate(block):
-            abreast = _abreast(plan, math.prod(kind.shape[1:]), way) if held else 1
+            abreast = pairs_abreast(plan, math.prod(kind.shape[1:]), way) if held else 1
             for some in slices(len(pairs), abreast):
                 numbers = range(len(pairs))[some]
                 members = list(dict.fromkeys(itertools.chain.from_iterable(pairs[some])))
@@ -162,45 +156,6 @@ def _by_class(
                     kept = {member: [own] for member, own in zip(members, maps, strict=True)}
                 places = torch.tensor([[members.index(member) for member in pair] for pair in pairs[some]])
                 yield numbers, plan, maps, places.to(maps.device)
-
-
-def _in_lockstep(plan: Plan, pixels: int, way: Learner) -> int:
-    """How many pairs, within ``FIT_BYTES``; 0 where it is not the cheapest: of several labellings, or of small maps."""
-    rows, splits = 2 * len(plan.image), 1 + int(plan.fold.max()) if len(plan.image) else 1
-    if way.margins is not margins or way.c == "cross_validated" or len(plan.exchanged) > 1 or rows * pixels < LARGE:
-        return 0
-    inverses, fit = 4 * splits * min(rows, pixels) * pixels, 120 * pixels + 100 * rows
-    return max(0, FIT_BYTES - inverses) // (splits * fit)
-
-
-def _abreast(plan: Plan, pixels: int, way: Learner) -> int:
-    return _in_lockstep(plan, pixels, way) or _portion(plan, pixels).pairs
-
-
-class Portion(NamedTuple):
-    """How many are fitted side by side."""
-
-    pairs: int
-    splits: int
-    labellings: int
-
-
-def _portion(plan: Plan, pixels: int) -> Portion:
-    """As many that torch's cost of a call is shared, within a cache's reach and ``FIT_BYTES``.
-
-    Of a class with many rows, it is one split, and as many labellings as there is room for, but no few.
-    """
-    rows, labellings = 2 * len(plan.image), len(plan.exchanged)
-    splits = 1 + int(plan.fold.max()) if rows else 1
-    learnt = rows - rows // splits
-    axes = min(pixels, learnt) + 1
-    maps, turned, single, eigh = 4 * rows * pixels, 8 * rows * axes, 4 * learnt * axes, 32 * axes**2
-    labelling = 8 * (12 * learnt + 10 * axes)  # as many vectors as ``logistic`` holds at its highest
-    pair = maps + splits * (turned + max(eigh, single + labellings * labelling))
-    if pair <= FIT_BYTES:
-        return Portion(max(1, min(FIT_BYTES // pair, SIDE_BY_SIDE // (rows * splits * labellings))), splits, labellings)
-    times = math.ceil(labellings / max(FEWEST, (FIT_BYTES - maps - turned - single) // labelling))
-    return Portion(1, 1, math.ceil(labellings / times))
 
 
 def _read(family: Sequence[Tensor], shape: torch.Size, images: Sequence[Tensor], member: int) -> list[Tensor]:
@@ -229,9 +184,9 @@ def _judged(
         return
     answer = torch.cat([plan.exchanged, ~plan.exchanged], 1).to(maps.device)
     right, likely = torch.zeros(2, len(places), *plan.exchanged.shape, dtype=torch.float64, device=maps.device)
-    portion = _portion(plan, maps.shape[2])
+    portion = portion_of(plan, maps.shape[2])
     for turn in range(len(plan.fold)):
-        found = _asked(maps, places, plan, turn, answer, way, portion)
+        found = margins_of_held_out(maps, places, plan, turn, answer, way, portion)
         for some in slices(len(answer), portion.labellings):
             towards = torch.where(answer[some], found[:, some], -found[:, some])
             towards = towards.view(*towards.shape[:2], 2, -1)
@@ -239,76 +194,6 @@ def _judged(
             likely[:, some] += logsigmoid(towards).mean(2)
     for one, other in zip(right / len(plan.fold), likely / len(plan.fold), strict=True):
         yield Judged(plan.image, one, other)
-
-
-def _asked(
-    maps: Tensor, places: Tensor, plan: Plan, turn: int, answer: Tensor, way: Learner, portion: Portion
-) -> Float[Tensor, "pairs labellings n"]:
-    """The margin of each row by the split that holds it out; what is not found in lockstep, alone."""
-    fold, inner = plan.fold[turn], plan.inner[turn]
-    alone = torch.arange(len(places), device=maps.device)
-    found = maps.new_empty(len(places), *answer.shape, dtype=torch.float64)
-    if (abreast := _in_lockstep(plan, maps.shape[2], way)) and way.c != "cross_validated":
-        for some in slices(len(places), abreast):
-            found[some, 0] = lockstep.held_out(maps, places[some], fold.to(maps.device), way.c)
-        alone = found.isnan().any(2).any(1).nonzero()[:, 0]
-    for some in slices(len(alone), portion.pairs):
-        chosen = alone[some]
-        rows = maps[None] if places.tolist() == [[0, 1]] else maps[places[chosen]]  # a large class is not copied
-        found[chosen] = _held_out(rows.flatten(1, 2), fold.repeat(2), inner.repeat(2), answer, way, portion)
-    return found
-
-
-def _held_out(
-    rows: Float[Tensor, "pairs n d"],
-    fold: Int[Tensor, " n"],
-    inner: Int[Tensor, " n"],
-    answer: Bool[Tensor, "labellings n"],
-    way: Learner,
-    portion: Portion,
-) -> Float[Tensor, "pairs labellings n"]:
-    """The margin of each row by the split that holds it out."""
-    found = torch.empty(len(rows), *answer.shape, dtype=torch.float64, device=rows.device)
-    kinds = torch.tensor(sorted(set(fold.tolist())))
-    for some in slices(len(kinds), portion.splits):
-        for labellings, held, f in _portions(rows, fold, kinds[some], inner.to(rows.device), answer, way, portion):
-            found[:, labellings, held] = f
-    return found
-
-
-def _portions(
-    rows: Tensor, fold: Tensor, kinds: Tensor, inner: Tensor, answer: Tensor, way: Learner, portion: Portion
-) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """For some splits: labellings, who is held out, and their margins; what they share goes with the last of them."""
-    learn = [(fold != kind).nonzero()[:, 0].to(rows.device) for kind in kinds]
-    index = pad_sequence(learn, batch_first=True)
-    lengths = torch.tensor([[len(one)] for one in learn], device=rows.device)
-    used = torch.arange(index.shape[1], device=rows.device) < lengths
-    index, used = index.repeat(len(rows), 1), used.repeat(len(rows), 1)
-    problem = way.problem([pair for pair in rows for _ in learn], index, used)
-    for some in slices(len(answer), portion.labellings):
-        asked = answer[some][:, index].transpose(0, 1).double()
-        strength = _chosen(problem, asked, index, used, inner, way) if way.c == "cross_validated" else way.c
-        f = way.margins(problem, asked, used, strength)
-        for kind, one in zip(kinds, f.view(len(rows), -1, *f.shape[1:]).unbind(1), strict=True):
-            held = (fold == kind).to(rows.device)
-            yield some, held, one[..., held]
-
-
-def _chosen(
-    problem: Problem, answer: Tensor, index: Tensor, used: Tensor, inner: Tensor, way: Learner
-) -> Float[Tensor, "splits labellings 1"]:
-    """For each split and labelling, the strength under which rows of the training part foretell the others best."""
-    likely, part = [], inner[index]
-    for strength in STRENGTHS:
-        total = torch.zeros_like(answer[..., :1])
-        for kind in range(INNER_FOLDS):
-            left = used & (part == kind)
-            f = way.margins(problem, answer, used & ~left, strength)
-            f = f.gather(2, index[:, None].expand_as(answer))
-            total += (logsigmoid((2 * answer - 1) * f) * left[:, None]).sum(-1, keepdim=True)
-        likely.append(total.nan_to_num(-torch.inf))
-    return torch.tensor(STRENGTHS, dtype=answer.dtype, device=answer.device)[torch.stack(likely).argmax(0)]
 
 
 def _p(scores: Sequence[Float[Tensor, "2 labellings"]]) -> Float[Tensor, ""]:

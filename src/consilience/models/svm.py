@@ -190,8 +190,8 @@ def _solved(
         ModelError: It is not installed.
     """
     try:
-        from sklearn.preprocessing import StandardScaler  # type: ignore[import-untyped]
-        from sklearn.svm import SVC  # type: ignore[import-untyped]
+        from sklearn.preprocessing import StandardScaler
+        from sklearn.svm import SVC
     except ImportError as error:
         raise ModelError(
             "rbf_svm: expected the package 'scikit-learn', found none; pip install consilience[svm]"
