@@ -7,6 +7,7 @@ BIN := $(VENV)/bin
 STORE ?= store
 ON ?= processes:2
 PROFILE ?= desk
+DEVICE ?= cpu
 
 .PHONY: demo test check bench clean reproduce-agree-to-disagree
 
@@ -28,9 +29,10 @@ check: $(VENV)/dev
 bench: $(VENV)/dev
 	$(BIN)/python -m benchmarks
 
-# The tables of a paper, with what was published beside what comes out here: make ... PROFILE=paper for the whole of it.
+# The tables of a paper, with what was published beside what comes out here.
+# The whole of it, on a graphics card: make ... PROFILE=paper DEVICE=cuda ON=here
 reproduce-agree-to-disagree: $(VENV)/svm
-	$(BIN)/python scripts/agree_to_disagree.py --profile $(PROFILE) --store $(STORE) --on $(ON) --out reproduction
+	$(BIN)/python scripts/agree_to_disagree.py --profile $(PROFILE) --store $(STORE) --on $(ON) --device $(DEVICE) --out reproduction
 
 clean:
 	rm -rf $(VENV) $(STORE) report.html report.json reproduction

@@ -52,7 +52,7 @@ def case_of(name: str, device: str) -> Case | None:
     """One of the networks, with random weights, frozen; None where it cannot be had."""
     torch.manual_seed(0)
     shape, classes, n, m, chunks = {
-        "mlp": ((1, 28, 28), 10, 64, 50, (256, 1024)),
+        "mlp": ((1, 28, 28), 10, 256, 50, (256, 1024)),  # as many as a run explains at once
         "cnn": ((1, 28, 28), 10, 32, 30, (50, 100)),
         "squeezenet1_1": ((3, 227, 227), 1000, 2, 4, (2, 5, 10)),
         "resnet18": ((3, 224, 224), 1000, 4, 4, (2, 5, 10)),

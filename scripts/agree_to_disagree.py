@@ -245,6 +245,19 @@ def mean_table(one: Made, leave_out: Sequence[str] = ()) -> list[str]:
     return _markdown(lines)
 
 
+def scale_table(one: Made, columns: Sequence[str]) -> list[str]:
+    """Every measure of an experiment on the scale from other images (0) to the same model (1)."""
+    lines = [["method", "measure", *columns], ["---"] * (2 + len(columns))]
+    for goal in one.goals():
+        spec = goal.spec
+        if not isinstance(spec, Summary) or spec.summary.use != "calibrated_similarity" or spec.where != "all":
+            continue
+        if goal.method is not None and spec in one.store:
+            found = {row["name"]: row for row in one.store.table(spec)}
+            lines.append([goal.method.use, goal.label, *[_interval(found.get(name)) for name in columns]])
+    return _markdown(lines)
+
+
 def recipe_table(made: dict[str, Made]) -> list[str]:
     """What each experiment was made of."""
     lines = [["file", "model", "trained on", "epochs", "explained", "models", "CPU minutes"], ["---"] * 7]
@@ -269,6 +282,7 @@ def tables(made: dict[str, Made]) -> str:
         "Remedies, with the same yardstick": agreement_table(made, REMEDIES, ["init", "order"]),
         "Distances between seeds (table 2)": distance_table(made["distances"]) if made["distances"].there else [],
         "Where twins disagree": mean_table(made["parts"]),
+        "Where twins disagree, on the scale": scale_table(made["parts"], ["overall", *FACTORS[:4]]),
         "Single models": mean_table(made["one_model"]),
         "The models themselves": mean_table(
             made["representations"], ("weight_distance", "cosine", "calibration_error")
@@ -298,6 +312,7 @@ def main() -> int:
     parser.add_argument("--store", type=Path, default=Path("store"))
     parser.add_argument("--out", type=Path, default=Path("reproduction"))
     parser.add_argument("--on", default="processes:2")
+    parser.add_argument("--device", default="cpu", help="where torch computes: cpu, cuda")
     parser.add_argument("--data", type=Path, help="folder of the data sets, for the profile 'paper'")
     parser.add_argument("--page", type=Path, help="a Markdown file whose marked part is replaced by the tables")
     parser.add_argument("--only", nargs="*", help="names of files, without their ending")
@@ -309,9 +324,8 @@ def main() -> int:
         words = [str(FOLDER / f"{file}.toml"), "--store", str(chosen.store), "--profile", chosen.profile]
         words += [] if chosen.data is None else ["--data", str(chosen.data)]
         command = [sys.executable, "-m", "consilience"]
-        subprocess.run(
-            [*command, "run", *words, "--on", chosen.on], check=False
-        )  # what failed is said, and missing below
+        where = ["--on", chosen.on, "--device", chosen.device]
+        subprocess.run([*command, "run", *words, *where], check=False)  # what failed is said, and missing below
         subprocess.run([*command, "report", *words, "--out", str(chosen.out / f"{file}.html")], check=False)
     store = Store(chosen.store)
     try:

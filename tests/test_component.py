@@ -55,6 +55,22 @@ def test_a_choice_becomes_the_function_with_its_options():
     assert built.keywords["of"].func is gradient
 
 
+@pytest.mark.parametrize(
+    ("given", "better"),
+    [
+        ("cosine", "higher"), ("l2", "lower"), ("on_part", "higher"), ({"use": "on_part", "of": "l2"}, "lower"),
+        ("wrong_image", "lower"), ({"use": "wrong_image", "of": "l2"}, "higher"),
+        ({"use": "wrong_image", "of": {"use": "on_mask", "of": "squared_distance"}}, "higher"),
+    ],
+)  # fmt: skip
+def test_a_measure_that_nests_a_distance_goes_the_other_way(given, better):
+    assert measure.choose(given).better == better
+
+
+def test_what_is_no_measure_has_no_better_way():
+    assert attribution.choose("integrated_gradients").better is None
+
+
 def test_a_choice_is_written_as_a_person_would():
     assert attribution.choose("integrated_gradients").label == "integrated_gradients"
     nested = {"use": "integrated_gradients", "steps": 9, "of": {"use": "gradient", "score": "log_probability"}}

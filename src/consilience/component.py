@@ -92,6 +92,16 @@ class Choice(msgspec.Struct, frozen=True):
         return any(role in choice.component.roles for choice in self.nest)
 
     @property
+    def better(self) -> str | None:
+        """Of a measure, ``higher`` or ``lower``: the other way where it nests one that goes another way than usual."""
+        better = self.component.better
+        for name, default in self.component.nested.items():
+            inside = self.options.get(name)
+            if isinstance(inside, Choice) and {inside.better, default.better} == {"higher", "lower"}:
+                better = "lower" if better == "higher" else "higher"
+        return better
+
+    @property
     def label(self) -> str:
         """How a person would write it: ``integrated_gradients(steps=16)``."""
         changed = {
@@ -319,7 +329,7 @@ measure = Kind(
     needs=["maps", "other", "label", "groups", "mask", "logits", "model", "source", "x", "target", "output",
            "baseline", "explain", "rng", "activations", "other_activations", "weights", "other_weights"],
 )  # fmt: skip
-summary = Kind("summary", "consilience.measures", takes=["table"], needs=["floor", "wrong_image", "null", "p", "rng"])
+summary = Kind("summary", "consilience.measures", ["table"], ["floor", "wrong_image", "null", "p", "rng", "better"])
 
 KINDS = {
     kind.name: kind

@@ -5,6 +5,7 @@ ROLES = {
     "baseline": "the pixel value, or its name, from which the explained method started",
     "background": "examples [m, c, h, w] that stand for 'nothing in particular'",
     "batch": "the examples of one training step",
+    "better": "which values of the measure are better, 'higher' or 'lower'",
     "classes": "the number of classes",
     "explain": "the method, configured: (model, x, target) -> maps",
     "floor": "the table of one model explained twice",

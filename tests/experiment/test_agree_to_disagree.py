@@ -75,6 +75,23 @@ def test_what_was_not_run_is_said_not_to_be_and_what_was_has_its_numbers(tmp_pat
     assert "nan" not in text.split("## How it was made")[1]
 
 
+def test_ink_and_paper_have_their_place_on_the_scale(tmp_path):
+    compare = 'compare=["on_part", {use = "on_part", part = "background"}]'
+    changes = (*TINY[:3], compare, 'judge=["accuracy"]', 'conditions=["all"]')
+    experiment = load(FOLDER / "parts.toml", profile="smoke", changes=changes)
+    outcome = run(experiment, tmp_path / "store")
+    assert not outcome.failures, outcome.failures[0].trace
+    module = script()
+    store = module.Store(tmp_path / "store")
+    lines = module.scale_table(module.Made(experiment, store), ["overall", "init", "order"])[2:]
+    rows = [store.table(goal.spec) for goal in experiment.goals() if isinstance(goal.spec, module.Summary)]
+    assert len(lines) == len(rows) == 2
+    for line, label, both in zip(lines, ("on_part", "on_part(part=background)"), rows, strict=True):
+        assert [row["name"] for row in both] == ["overall", "init"]
+        shown = [f"{row['estimate']:.2f} ({row['low']:.2f} to {row['high']:.2f})" for row in both]
+        assert line == f"| gradient_shap | {label} | {shown[0]} | {shown[1]} | {module.NONE} |"
+
+
 def test_tables_are_put_between_the_marks_of_a_page_and_nothing_else_changes(tmp_path):
     module = script()
     page = tmp_path / "page.md"

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 from tests.data.radiographs import plant
 
 from consilience.data.mimic_cxr import mimic_cxr
@@ -11,6 +12,7 @@ from consilience.experiment.desk import Desk, Place
 from consilience.experiment.run import run
 from consilience.experiment.specs import Select, plan
 from consilience.experiment.store import Store
+from consilience.models.densenet import densenet121
 
 FILE = Path(__file__).parents[2] / "experiments" / "mimic_cxr.toml"
 FEW = ("train.data.count=10", "train.select.data.count=3", "examples.count=3")
@@ -21,6 +23,9 @@ FEW = ("train.data.count=10", "train.select.data.count=3", "examples.count=3")
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
     plant(folder / "mimic_cxr", complete=True)
+    (folder / "weights").mkdir()
+    with torch.random.fork_rng(devices=[]):
+        torch.save(densenet121((3, 224, 224), 1000).state_dict(), folder / "weights" / "densenet121-a639ec97.pth")
     return folder
 
 
@@ -40,6 +45,7 @@ def test_the_recipe_is_the_papers_without_its_mistakes(data):
         "densenet121", "cross_entropy", 50, 16,
     )  # fmt: skip
     assert train.optimizer.options == {"lr": 0.0005, "weight_decay": 1e-5}
+    assert train.start.file == "densenet121-a639ec97.pth"
     by, held_out = experiment.select
     assert (by.use, held_out.choice.options["split"]) == ("accuracy", "validate")
     assert train.data.choice.option("split") == "train"
@@ -58,6 +64,7 @@ def test_who_is_learnt_from_chooses_and_is_explained_are_different_patients(data
 def test_every_profile_can_be_asked_for(data, profile, changes):
     experiment = load(FILE, data=data, profile=profile, changes=changes)
     assert experiment.base.model.use == "densenet121"
+    assert experiment.base.start is None
     assert experiment.goals()
 
 

@@ -68,7 +68,8 @@ def tables(name: str) -> dict:
         ends |= {"floor": table(0.2), "wrong_image": table(0.9)}
     if name == "modes":
         ends["table"] = every_two()
-    return {**ends, "p": torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5], dtype=torch.float64), "rng": Rng(0, [])}
+    p = torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5], dtype=torch.float64)
+    return {**ends, "p": p, "rng": Rng(0, []), "better": "higher"}
 
 
 def numbers(kind: str, component) -> list:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.elsewhere import elsewhere, moved
 from torch import Tensor, nn
 
 from consilience.attribution.ensemble import mean_over_models
@@ -199,8 +200,19 @@ def _compare(before: dict[str, Any], after: dict[str, Any]) -> None:
         assert _same(value, after[what]), f"explaining changed {what}"
 
 
+def explained_alike_elsewhere(method: Method) -> None:
+    """Maps are the same, and on the model's device, where this is not the processor."""
+    model, (x, target) = convolutional(), examples()
+    expected = explain(method, model, x, target, range(N))
+    with elsewhere() as device:
+        maps = explain(method, model.to(device), x.to(device), target.to(device), range(N))
+        assert maps.device.type == device
+        torch.testing.assert_close(maps.cpu(), expected, atol=1e-6, rtol=1e-5)
+
+
 ATTRIBUTION = [
     alike_in_any_batch,
+    explained_alike_elsewhere,
     one_map_an_image,
     draws_are_keyed,
     undefined_stays_alone,
@@ -293,6 +305,18 @@ def measuring_changes_nothing(measure: Callable[..., Any], wanted: Any) -> None:
     measure(**{role: values[role] for role in wanted if role != "rng"}, **rng)
     assert all(torch.equal(v, values[k]) for k, v in before.items())
     _compare(trace, _trace(values["model"], values["x"]))
+
+
+def measured_alike_elsewhere(measure: Callable[..., Any], wanted: Any) -> None:
+    """Values are the same where the device is not the processor."""
+    values = roles()
+    some = {role: Rng(0, range(N)) if role == "rng" else values[role] for role in wanted}
+    expected = measure(**some)
+    with elsewhere() as device:
+        model = values["model"].to(device)
+        some |= {"output": lambda x, target: model(x).gather(1, target[:, None])[:, 0]} if "output" in some else {}
+        found = moved(measure(**{role: moved(value, device) for role, value in some.items()}), "cpu")
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5, equal_nan=True)
 
 
 MEASURE = [measured_alike_alone, order_moves_with_examples, undefined_is_nan, measuring_changes_nothing]

@@ -30,6 +30,12 @@ def test_a_measure_of_sets_changes_nothing(name):
     laws.measuring_changes_nothing(component.function, component.roles)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_measure_is_the_same_elsewhere(name):
+    component = measure.get(name)
+    laws.measured_alike_elsewhere(component.function, component.roles)
+
+
 @pytest.mark.parametrize("name", PAIRED)
 def test_a_family_is_measured_as_its_pairs_are(name):
     component, values = measure.get(name), laws.roles()

@@ -7,7 +7,9 @@ from hypothesis import given, settings
 from hypothesis.strategies import integers
 from scipy.stats import rankdata, spearmanr
 
+from consilience.measures import agreement
 from consilience.measures.agreement import cosine, mean_ranks, next_of_class, spearman, wrong_image
+from consilience.measures.parts import on_mask, on_part
 
 
 def maps(seed: int, n: int = 5, values: int | None = None) -> torch.Tensor:
@@ -84,6 +86,27 @@ def test_the_baseline_takes_any_agreement():
     label = torch.zeros(5, dtype=torch.long)
     torch.testing.assert_close(
         wrong_image(maps(0), maps(1), label, of=spearman), spearman(maps(0), maps(1).roll(-1, 0))
+    )
+
+
+@pytest.mark.parametrize("images_at_once", [1, 2, 5])
+@pytest.mark.parametrize("of", [on_part, on_mask])
+def test_a_part_of_the_image_is_that_of_the_first_map_s_image(of, images_at_once, monkeypatch):
+    monkeypatch.setattr(agreement, "BLOCK", images_at_once * 2 * 6 * 7)
+    label, partner = torch.tensor([0, 1, 0, 1, 0]), [2, 3, 4, 1, 0]
+    one, two, mask = maps(0), maps(1), maps(2) > 0.3
+    role, images = ("x", mask[:, None].float()) if of is on_part else ("mask", mask)
+    expected = [cosine(one[i][mask[i]][None], two[j][mask[i]][None]) for i, j in enumerate(partner)]
+    torch.testing.assert_close(wrong_image(one, two, label, of=of, **{role: images}), torch.cat(expected))
+
+
+def test_images_are_handed_on_to_what_asks_for_them_only():
+    label = torch.zeros(5, dtype=torch.long)
+    given = {"x": torch.rand(5, 1, 6, 7), "mask": maps(2) > 0}
+    torch.testing.assert_close(wrong_image(maps(0), maps(1), label, **given), wrong_image(maps(0), maps(1), label))
+    torch.testing.assert_close(
+        wrong_image(maps(0), maps(1), label, of=on_mask, **given),
+        wrong_image(maps(0), maps(1), label, of=on_mask, mask=given["mask"]),
     )
 
 

@@ -9,7 +9,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from consilience.measures import holding_out, lockstep, logistic
+from consilience.measures.classifiers import learner
 from consilience.measures.separability import separability
+from consilience.measures.splits import plan_of
 from consilience.pairs import over_family
 from consilience.rng import Rng
 
@@ -125,6 +127,7 @@ def test_values_are_those_of_each_labelling_by_itself(most, monkeypatch):
     family[2][7, 5] = torch.nan
     label, given = torch.arange(60) // 30, {"groups": torch.arange(60), "rng": Rng(0, range(60))}
     turned = list(over_family(separability, family, PAIRS, label=label, permutations=1, **given))
+    monkeypatch.setattr(holding_out, "SHARED", 1)  # also of few pairs
     if most is not None:
         monkeypatch.setattr(holding_out, "FIT_BYTES", most)
     called, held_out = [], lockstep.held_out
@@ -140,6 +143,70 @@ def test_values_are_those_of_each_labelling_by_itself(most, monkeypatch):
         assert torch.equal(one.value.isnan(), other.value.isnan())
         differ = (one.value.nan_to_num() - other.value.nan_to_num()).abs()
         assert differ.view(2, 30).sum(1).max() <= 3  # one row a fold
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_pixels_that_are_the_same_in_all_maps_are_left_out(dtype, monkeypatch):
+    """Also where they are not 0; one that a single map changes stays."""
+    family, fold = family_of(40, 60, 0.3).to(dtype), folds(40)
+    rare, still = torch.zeros(4, 40, 1, dtype=dtype), torch.linspace(-2, 3, 100, dtype=dtype).expand(4, 40, -1)
+    rare[2, 7] = 1e-3
+    bare = torch.cat([family, rare], 2)[..., torch.arange(61) != 1]  # without the pixel that never moves
+    padded = torch.cat([still[..., :40], family, still[..., 40:], rare], 2)
+    given, seen, fits = bare.clone(), [], lockstep._fits
+
+    def noted(maps, *rest):
+        seen.append(maps.rows.shape[2])
+        return fits(maps, *rest)
+
+    monkeypatch.setattr(lockstep, "_fits", noted)
+    assert torch.equal(
+        lockstep.held_out(padded, torch.tensor(PAIRS), fold, 1.0),
+        lockstep.held_out(bare, torch.tensor(PAIRS), fold, 1.0),
+    )
+    assert seen == [60, 60]
+    assert torch.equal(bare, given)  # what it was given is as it was
+    for (a, b), f in zip(PAIRS, lockstep.held_out(padded, torch.tensor(PAIRS), fold, 1.0), strict=True):
+        assert_alike(f, alone(padded[[a, b]], fold), fold)
+
+
+def test_maps_in_which_nothing_ever_changes_carry_exactly_nothing():
+    family = torch.linspace(-2, 3, 50).expand(3, 40, -1)
+    assert (lockstep.held_out(family, torch.tensor([[0, 1], [2, 0]]), folds(40), 1.0) == 0).all()
+
+
+def test_a_pair_among_others_is_fitted_as_by_itself():
+    """Easy and hard pairs side by side, some done long before the others."""
+    near, far, fold = family_of(60, 80, 0.02), family_of(60, 80, 2.0), folds(60)
+    family, pairs = torch.cat([near[:2], far[:2]]), torch.tensor([[0, 1], [2, 3], [0, 3], [2, 2], [1, 0]])
+    together = lockstep.held_out(family, pairs, fold, 1.0)
+    for pair, f in zip(pairs, together, strict=True):
+        by_itself = lockstep.held_out(family[pair], torch.tensor([[0, 1]]), fold, 1.0)[0]
+        if by_itself.any():
+            assert_alike(f, by_itself, fold)
+        else:
+            assert not f.any()
+
+
+@pytest.mark.parametrize(
+    ("images", "pixels", "pairs", "chosen"),
+    [
+        (50, 784, 3, False),  # the steps are shared by too few
+        (50, 784, 4, True),
+        (200, 784, 1, True),  # products of all rows would cost more than the steps
+        (200, 196, 1, False),
+        (200, 196, 2, True),
+        (20, 784, 45, False),  # so few rows are turned at once
+        (500, 36, 45, False),  # and so few pixels
+        (50, 112**2, 45, False),  # so large that few go side by side
+    ],
+)
+def test_lockstep_is_chosen_where_enough_is_shared(images, pixels, pairs, chosen):
+    plan, way = plan_of(torch.arange(images), torch.arange(images), Rng(0, []), 3, 1, 0, None), learner("logistic", 1.0)
+    alone = holding_out.portion_of(plan, pixels).pairs
+    assert bool(holding_out._in_lockstep(plan, pixels, way, pairs)) == chosen
+    abreast = holding_out.pairs_abreast(plan, pixels, way, pairs)
+    assert abreast == (holding_out._in_lockstep(plan, pixels, way, pairs) if chosen else alone)
 
 
 def test_small_maps_and_other_classifiers_do_not_go_in_lockstep(monkeypatch):

@@ -16,7 +16,10 @@ from consilience.measures.distributions import wasserstein
 from consilience.measures.parts import on_mask, on_part
 from consilience.measures.separability import separability
 from consilience.measures.similarity import ssim, top_k_agreement
+from consilience.measures.summaries import calibrated_similarity
 from consilience.pairs import Maps, over_family
+from consilience.rng import Rng
+from consilience.tensors import Table
 
 PER_IMAGE = [cosine, spearman, l2, rank_agreement, pairwise_rank_agreement, top_k_agreement]
 
@@ -74,6 +77,27 @@ def test_twins_that_agree_about_the_object_alone():
     np.testing.assert_allclose(on_mask(one, two, mask), 1, atol=1e-6)
     assert on_mask(one, two, mask, part="background").mean() == pytest.approx(0, abs=0.05)
     assert 0.1 < cosine(one, two).mean() < 0.9
+
+
+@pytest.mark.parametrize(("of", "better"), [(cosine, "higher"), (spearman, "higher"), (l2, "lower")])
+@pytest.mark.parametrize(("part", "place"), [("foreground", 1), ("background", 0)])
+def test_on_the_scale_twins_that_agree_about_the_object_alone_are_alike_there_and_nowhere_else(of, better, part, place):
+    """Around the object, the twins' maps of an image are no more alike than maps of different images."""
+    mask = torch.rand(400, 6, 5, generator=torch.Generator().manual_seed(3)) < 0.5
+    label = torch.arange(400) % 3
+    one, two = (torch.where(mask, maps(2, 400), maps(seed, 400)) for seed in (0, 1))
+    agreement = functools.partial(on_mask, of=of, part=part)
+    found = {
+        "table": agreement(one, two, mask),
+        "floor": agreement(one, one, mask),
+        "wrong_image": wrong_image(one, two, label, mask=mask, of=agreement),
+    }
+    tables = {
+        name: Table((0,), (1,), (("init",),), torch.arange(400), label, value[None]) for name, value in found.items()
+    }
+    (row, _) = calibrated_similarity(**tables, rng=Rng(0, []), better=better, draws=100)
+    assert row.estimate == pytest.approx(place, abs=0.05)
+    assert row.low <= row.estimate <= row.high
 
 
 def test_fewer_than_two_pixels_are_no_part():

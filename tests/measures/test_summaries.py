@@ -51,10 +51,42 @@ def test_pairs_that_differ_in_one_factor_make_overall_and_the_factors_and_the_ot
     }
 
 
-def test_there_is_no_scale_where_the_floor_is_not_above_the_baseline():
+def test_a_distance_is_the_nearer_to_one_the_smaller_it_is():
+    """An image of which nothing is known counts as little as in an agreement."""
+    given = table(constant(1.0, 1)), table(constant(9.0)), Rng(0, []), "lower"
+    for value, place in [(1.0, 1), (3.0, 0.75), (5.0, 0.5), (9.0, 0), (13.0, -0.5), (0.0, 1.125)]:
+        distances = constant(value)
+        distances[:, 3] = torch.nan
+        (row, *_) = calibrated_similarity(table(distances), *given, draws=100)
+        assert (row.estimate, row.low, row.high) == pytest.approx((place, place, place))
+        assert (row.pairs, row.n, row.undefined) == (6, 20, 6)
+
+
+def test_a_distance_stands_where_the_agreement_does_that_is_its_opposite():
+    chance = np.random.default_rng(3)
+    values = [torch.from_numpy(chance.normal(mean, 0.2, (p, 30))) for mean, p in [(0.5, 6), (0.9, 1), (0.1, 6)]]
+    rows = calibrated_similarity(*(table(v) for v in values), Rng(0, []), draws=200)
+    turned = calibrated_similarity(*(table(2 - v) for v in values), Rng(0, []), "lower", draws=200)
+    for row, other in zip(rows, turned, strict=True):
+        assert other.name == row.name
+        assert other[1:7] == pytest.approx(row[1:7])
+        assert np.isfinite(row.estimate)
+
+
+@pytest.mark.parametrize(("better", "floor", "other"), [("higher", 0.1, 0.9), ("lower", 0.9, 0.1)])
+def test_there_is_no_scale_where_one_model_explained_twice_is_worse_than_other_images(better, floor, other):
+    rows = calibrated_similarity(
+        table(constant(0.5)), table(constant(floor, 1)), table(constant(other)), Rng(0, []), better, draws=100
+    )
+    assert all(np.isnan([row.estimate, row.low, row.high]).all() for row in rows)
+    assert len(rows) == 2
+
+
+@pytest.mark.parametrize("better", ["higher", "lower"])
+def test_there_is_no_scale_where_the_floor_is_not_better_than_the_baseline_beyond_chance(better):
     chance = np.random.default_rng(0)
     noise = [torch.from_numpy(chance.normal(0, 1, (p, 50))) for p in (6, 1, 6)]
-    (row, *_) = calibrated_similarity(*map(table, noise), Rng(0, []), draws=200)
+    (row, *_) = calibrated_similarity(*map(table, noise), Rng(0, []), better, draws=200)
     assert np.isnan([row.estimate, row.low, row.high]).all()
 
 

@@ -102,7 +102,7 @@ class _Pass(TorchFunctionMode):
         options = kwargs or {}
         if function in READ:
             return function(*args, **options)
-        inputs = list(tensors_in((args, options)))
+        inputs = tensors_in((args, options))
         if self.cut and self.source is None and inputs:  # without inputs it may be the model's own 'no_grad'
             with torch.no_grad():
                 out = function(*args, **options)

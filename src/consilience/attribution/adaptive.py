@@ -1,8 +1,9 @@
-"""Integrated Gradients to a stated error: each example gets as many nodes as its own map needs.
+"""Integrated Gradients to a stated error: each example gets as many nodes as its own map needs, where it needs them.
 
-The parts of the line are halved, 4, 8, 16, 32, ..., so that the nodes of the trapezoid rule stay nodes, until the
-*map* agrees with the one before. That its sum is complete says little: errors of single pixels cancel in it.
-Nodes lie evenly in the root of the line, close to each other near the baseline, where slopes change fastest.
+The line is cut into four sections. The parts of a section are halved, 1, 2, 4, 8, ..., so that the nodes of the
+trapezoid rule stay nodes, until the *map* agrees with the one before; first those that change it most for their nodes.
+That a map's sum is complete says little: errors of single pixels cancel in it. A place ``u`` on the line is its point
+``u ** 1.5``: nodes are closer to each other near the baseline, where slopes change fastest.
 """
 
 import functools
@@ -10,21 +11,24 @@ from collections.abc import Callable
 from typing import Annotated, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from msgspec import Meta
 from torch import Tensor, nn
 
 from consilience.attribution.affine import Prefix
 from consilience.attribution.gradient import gradient
-from consilience.attribution.line import WORTH, find_prefix, shared_by
-from consilience.attribution.path import Nodes, mean_on_line, midpoints
+from consilience.attribution.line import WORTH, find_prefix, lines_of, sum_on_lines
+from consilience.attribution.path import mean_on_line, midpoints
 from consilience.attribution.scores import logit
 from consilience.component import attribution
 from consilience.errors import SpecError
 from consilience.tensors import Baseline, Score, check_batch, rows_per_chunk, slices, start_of
 
-FIRST, USUAL = 4, 16  # nodes of the first estimate, and those that most examples of small networks need
-BLOCK = 16  # examples at least, so that what a block asks for once weighs little
+GRADE = 1.5  # of the line's points by place; evenly in the root (2) is worse for digits, evenly (1) for photos
+SECTIONS, USUAL = 4, 16  # parts of the line that are refined apart; nodes that most examples of small networks need
+LEAST = 2 * SECTIONS  # nodes of the first estimate: the sections' ends and middles
+LITTLE = 1 / 16  # of the best section's gain a node, and less: not worth its nodes yet
+BLOCK, BLOCK_BYTES = 16, 4 * 2**20  # examples that are refined together, as far as their pixels take no more
 
 # The slope of a network of piecewise linear parts jumps on the line. The trapezoid rule moves each jump to the middle
 # of its part. Parts of half the length h move it by h/4 of there, and leave it within h/4 of its place: a squared error
@@ -32,8 +36,8 @@ BLOCK = 16  # examples at least, so that what a block asks for once weighs littl
 # many jumps; on trained networks it is at most 0.75 of it for nine examples in ten. Of a smooth slope it is a third.
 STEP_TO_ERROR = 0.75
 
-Sums = Callable[[Int[Tensor, " k"], Nodes], Float[Tensor, "k c h w"]]
-"""Weighted sums over the nodes of the slopes of some examples."""
+Means = Callable[[Int[Tensor, " r"], Float[Tensor, "r k"]], Float[Tensor, "r c h w"]]
+"""Mean slopes of some of the examples by their place, each at places of its own; an example may stand several times."""
 
 
 class Estimate(NamedTuple):
@@ -46,7 +50,7 @@ class Estimate(NamedTuple):
     """Slopes that were taken of each example."""
 
 
-@attribution(version=1, paper="sundararajan2017axiomatic", complete=())
+@attribution(version=2, paper="sundararajan2017axiomatic", complete=())
 def adaptive_integrated_gradients(
     model: nn.Module,
     x: Float[Tensor, "n c h w"],
@@ -55,14 +59,15 @@ def adaptive_integrated_gradients(
     score: Score = logit,
     baseline: Baseline = 0.0,
     tolerance: Annotated[float, Meta(gt=0)] = 0.02,
-    most: Annotated[int, Meta(ge=8)] = 512,
+    most: Annotated[int, Meta(ge=LEAST)] = 512,
 ) -> Float[Tensor, "n c h w"]:
     """Integrated Gradients with nodes added until the map changes no more. NaN where the score is not finite.
 
-    Each example's nodes are doubled, from 4 to 8, 16, 32 and so on, until the length of the map's estimated error is
-    at most ``tolerance`` of the map's own. The estimate is made for slopes that jump, as those of ReLU networks do,
-    and is an upper bound for nine examples in ten there; for smooth slopes it is too large. An example that would need
-    more than ``most`` nodes keeps its last map; ``integrated_gradients_with_error`` returns the estimates too.
+    An example begins with the ends and middles of four sections of the line. Then sections get twice as many parts,
+    first those that change the map most, until the length of the map's estimated error is at most ``tolerance`` of the
+    map's own. The estimate is made for slopes that jump, as those of ReLU networks do, and is an upper bound for nine
+    examples in ten there; for smooth slopes it is too large. An example that would need more than ``most`` nodes keeps
+    its last map; ``integrated_gradients_with_error`` returns the estimates too.
 
     Args:
         score: What is differentiated.
@@ -91,8 +96,8 @@ def integrated_gradients_with_error(
         SpecError: ``most`` leaves no room for two estimates.
     """
     check_batch(model, x, target)
-    if most < 2 * FIRST:
-        raise SpecError(f"most: expected at least {2 * FIRST} nodes, found {most}; two estimates are compared")
+    if most < LEAST:
+        raise SpecError(f"most: expected at least {LEAST} nodes, found {most}; two estimates are compared")
     x = x.detach()
     result = Estimate(torch.empty_like(x), x.new_empty(len(x)), torch.empty(len(x), dtype=torch.int64, device=x.device))
     if len(x) == 0:
@@ -100,60 +105,111 @@ def integrated_gradients_with_error(
     start = start_of(x, baseline, model)
     prefix = find_prefix(model, x, start, target, score) if USUAL * len(x) >= WORTH else None
     at_once = rows_per_chunk(model, x)
-    for block in slices(len(x), max(BLOCK, at_once)):
-        sums = _sums(prefix, model, x[block], start[block], target[block], score, at_once)
-        for whole, part in zip(result, _refined(sums, x[block] - start[block], tolerance, most), strict=True):
+    for block in slices(len(x), max(1, min(max(BLOCK, at_once), BLOCK_BYTES // x[0].nbytes))):
+        means = _means(prefix, model, x[block], start[block], target[block], score, at_once)
+        for whole, part in zip(result, _refined(means, x[block] - start[block], tolerance, most), strict=True):
             whole[block] = part
     return result
 
 
-def _sums(
+def _means(
     prefix: Prefix | None, model: nn.Module, x: Tensor, start: Tensor, target: Tensor, score: Score, at_once: int
-) -> Sums:
-    """Sums of slopes on the lines of a block, with the shared layers as long as the model keeps to them."""
+) -> Means:
+    """Mean slopes on the lines of a block, with the shared layers as long as the model keeps to them."""
     plain = functools.partial(gradient, score=score)
+    lines = None if prefix is None else lines_of(prefix, x, start)
 
-    def sums(rows: Tensor, nodes: Nodes) -> Tensor:
-        begin = start[:1].expand(len(rows), *x.shape[1:]) if start.stride(0) == 0 else start[rows]
-        part, classes, at, weights = x[rows], target[rows], nodes.at.to(x), nodes.weights.to(x)
-        shared = prefix and shared_by(prefix, model, part, begin, classes, at, weights, score, at_once)
-        return mean_on_line(plain, model, part, begin, classes, at, None, weights) if shared is None else shared
+    def means(rows: Tensor, places: Tensor) -> Tensor:
+        at, weights = places**GRADE, _density(places) / places.shape[1]
+        if prefix is not None and lines is not None:
+            shared = sum_on_lines(prefix, model, lines, rows, target, at, weights, score, at_once)
+            if shared is not None:
+                return shared
+        return mean_on_line(plain, model, x[rows], start[rows], target[rows], at, None, weights)
 
-    return sums
+    return means
 
 
-def _refined(sums: Sums, way: Float[Tensor, "n c h w"], tolerance: float, most: int) -> Estimate:
+class _Sections(NamedTuple):
+    """What each section of each example's line has come to."""
+
+    maps: Float[Tensor, "n s c h w"]
+    """Its part of the map."""
+    steps: Float[Tensor, "n s"]
+    """Squared length of its last two steps, in the mean of them and for as many parts."""
+    parts: Int[Tensor, "n s"]
+    """Parts that it is cut into."""
+    weights: Float[Tensor, "n s"]
+    """What its nodes count together."""
+
+    def joined(self) -> Float[Tensor, "n c h w"]:
+        """The maps, each section at its true length, not at what its nodes count: exact for a linear model."""
+        ends = (torch.arange(SECTIONS + 1).to(self.weights) / SECTIONS) ** GRADE
+        return torch.einsum("nschw,ns->nchw", self.maps, (ends[1:] - ends[:-1]) / self.weights)
+
+
+def _refined(means: Means, way: Float[Tensor, "n c h w"], tolerance: float, most: int) -> Estimate:
     """The maps of one block, each refined until it agrees with the one before."""
-    maps, error = torch.empty_like(way), way.new_empty(len(way))
-    spent = torch.empty(len(way), dtype=torch.int64, device=way.device)
-    rows, count = torch.arange(len(way), device=way.device), FIRST
-    total = sums(rows, _ends(FIRST))
-    coarse, before = way * total / FIRST, None
-    while len(rows) and 2 * count <= most:
-        total += sums(rows, _graded(midpoints(count)))
-        count *= 2
-        fine = way[rows] * total / count
-        step = _share(fine - coarse, fine)
-        steps = step if before is None else ((step**2 + (before / 2) ** 2) / 2).sqrt()  # two of them scatter less
-        maps[rows], error[rows], spent[rows] = fine, STEP_TO_ERROR * steps, torch.full_like(rows, count)
-        unfinished = error[rows] > tolerance  # not so where it is NaN: nothing would mend it
-        rows, total, coarse, before = rows[unfinished], total[unfinished], fine[unfinished], step[unfinished]
-    return Estimate(maps, error, spent)
+    sections = _begun(means, way)
+    todo = torch.ones_like(sections.parts, dtype=torch.bool)
+    while todo.any():
+        parts = sections.parts.clone()
+        for count in sorted(set(parts[todo].tolist())):  # those with equally many go together
+            _halve(sections, (todo & (parts == count)).nonzero(as_tuple=True), count, means, way)
+        maps = sections.joined()
+        error = STEP_TO_ERROR * _share(sections.steps.sum(1).sqrt(), maps)
+        todo = _worthwhile(sections, error, tolerance, most)
+    return Estimate(maps, error, sections.parts.sum(1))
 
 
-def _share(step: Float[Tensor, "n c h w"], maps: Float[Tensor, "n c h w"]) -> Float[Tensor, " n"]:
+def _begun(means: Means, way: Float[Tensor, "n c h w"]) -> _Sections:
+    """The trapezoid of each section, from the slopes at its ends."""
+    n, ends = len(way), torch.arange(1, SECTIONS + 1).to(way) / SECTIONS
+    rows = torch.arange(n, device=way.device).repeat_interleave(SECTIONS)
+    maps, weights = means(rows, ends.repeat(n)[:, None]).view(n, SECTIONS, *way.shape[1:]), _density(ends).repeat(n, 1)
+    for one in (maps, weights):
+        one[:, 1:] += one[:, :-1].clone()  # the baseline itself counts nothing
+        one /= 2 * SECTIONS
+    maps *= way[:, None]
+    return _Sections(maps, torch.zeros_like(weights), torch.ones_like(weights, dtype=torch.int64), weights)
+
+
+def _halve(
+    sections: _Sections, some: tuple[Tensor, Tensor], count: int, means: Means, way: Float[Tensor, "n c h w"]
+) -> None:
+    """Cut these sections, of so many parts each, into twice as many, by the slopes in the middle of the parts."""
+    rows, section = some
+    places = (section[:, None] + midpoints(count).to(way)) / SECTIONS
+    before = sections.maps[some]
+    after = means(rows, places).mul_(way[rows]).mul_(0.5 / SECTIONS).add_(before, alpha=0.5)
+    step = (after - before).flatten(1).norm(dim=1).square()
+    if count > 1:
+        step = (step + sections.steps[some] / 4) / 2  # two of them scatter less
+    sections.maps[some], sections.parts[some], sections.steps[some] = after, 2 * count, step
+    sections.weights[some] = (sections.weights[some] + _density(places).mean(1) / SECTIONS) / 2
+
+
+def _density(places: Float[Tensor, "*r k"]) -> Float[Tensor, "*r k"]:
+    """How much of the line lies at a place."""
+    return GRADE * places ** (GRADE - 1)
+
+
+def _worthwhile(sections: _Sections, error: Float[Tensor, " n"], tolerance: float, most: int) -> Bool[Tensor, "n s"]:
+    """The sections to cut next: the most gain a node first, until halving their steps would be enough.
+
+    None of an example whose error is small enough, or NaN: nothing would mend that.
+    """
+    squares, count = sections.steps, sections.parts
+    gain, order = (squares / count).sort(1, descending=True)
+    squares, cost = squares.gather(1, order), count.gather(1, order)
+    total = squares.sum(1, keepdim=True)
+    left = total - 0.75 * (squares.cumsum(1) - squares)  # once those before it are halved
+    enough = total * (tolerance / error[:, None]) ** 2
+    wanted = (error[:, None] > tolerance) & (left > enough) & (gain >= LITTLE * gain[:, :1])
+    room = count.sum(1, keepdim=True) + cost.cumsum(1) <= most
+    return torch.zeros_like(wanted).scatter(1, order, wanted & room)
+
+
+def _share(step: Float[Tensor, " n"], maps: Float[Tensor, "n c h w"]) -> Float[Tensor, " n"]:
     """The step's length as a share of the map's; no step is no share, also of a map of zeros."""
-    length = step.flatten(1).norm(dim=1)
-    return torch.where(length == 0, length, length / maps.flatten(1).norm(dim=1))
-
-
-def _ends(parts: int) -> Nodes:
-    """The nodes of the trapezoid rule; the baseline itself counts nothing, and the image half."""
-    nodes = _graded(torch.arange(1, parts + 1, dtype=torch.float64) / parts)
-    nodes.weights[-1] /= 2
-    return nodes
-
-
-def _graded(u: Float[Tensor, " k"]) -> Nodes:
-    """Nodes that lie evenly in the root of the line, with the square's slope as weights; these sum to their number."""
-    return Nodes(u**2, 2 * u)
+    return torch.where(step == 0, step, step / maps.flatten(1).norm(dim=1))

@@ -114,9 +114,11 @@ class _Follow(TorchFunctionMode):
 
     def where(self, function: Any, args: tuple[Any, ...], options: dict[str, Any]) -> tuple[list[int], int | None]:
         """Places on the line of the tensors that a call uses, and which positional argument is the first of them."""
+        if function in READ:
+            return [], None
         places = [self.place[id(t)] for t in tensors_in((args, options)) if id(t) in self.place]
         slot = next((i for i, value in enumerate(args) if id(value) in self.place), None)
-        return ([] if function in READ else places), slot
+        return places, slot
 
 
 class _Record(_Follow):

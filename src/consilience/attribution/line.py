@@ -6,7 +6,8 @@ applied once.
 """
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -46,29 +47,75 @@ def shared_line_gradient(
     if (prefix := find_prefix(model, x, start, target, score)) is None:
         return None
     weights = alike(nodes) if weights is None else weights
-    return shared_by(prefix, model, x, start, target, nodes, weights, score, rows)
+    return _unless_lost(lambda: _sum_of_slopes(prefix, model, x, start, target, nodes, weights, score, rows))
 
 
-def shared_by(
+def sum_on_lines(
     prefix: Prefix,
     model: nn.Module,
-    x: Float[Tensor, "n c h w"],
-    start: Float[Tensor, "n c h w"],
+    lines: "Lines",
+    rows: Int[Tensor, " r"],
     target: Int[Tensor, " n"],
-    nodes: Float[Tensor, " k"],
-    weights: Float[Tensor, " k"],
+    at: Float[Tensor, "r k"],
+    weights: Float[Tensor, "r k"],
     score: Score,
-    rows: int,
-) -> Float[Tensor, "n c h w"] | None:
-    """Weighted sum of the slopes, with the layers that were found; None where the model took another way.
+    at_once: int,
+) -> Float[Tensor, "r c h w"] | None:
+    """Weighted sums of slopes on some of the lines, each at nodes of its own; None as in ``shared_line_gradient``.
 
-    None as well where the device's memory does not take it.
+    Rows are in ascending order; a line may be asked for several times.
     """
+
+    def sums() -> Tensor:
+        begin, way = lines.begin[rows], lines.way[rows]
+        total = _totals(prefix, model, begin, way, target[rows], at, weights, score, lines.pixels, at_once)
+        return lines.back(rows, total)
+
+    return _unless_lost(sums)
+
+
+def _unless_lost(slopes: Callable[[], Tensor]) -> Tensor | None:
+    """What is asked for; None where the model took another way, or the device's memory does not take it."""
     try:
-        maps = _sum_of_slopes(prefix, model, x, start, target, nodes, weights, score, rows)
+        maps = slopes()
     except (Diverged, torch.OutOfMemoryError):  # where memory is short, streaming takes less at once
         return None
-    return None if maps.isnan().any() else maps
+    return None if maps.sum().isnan() else maps
+
+
+class Lines(NamedTuple):
+    """What the layers make of lines: where each begins, its way, and its end, through which slopes go back."""
+
+    pixels: Float[Tensor, "n c h w"]
+    end: Float[Tensor, "n ..."]
+    begin: Float[Tensor, "n ..."]
+    way: Float[Tensor, "n ..."]
+
+    def back(self, rows: Int[Tensor, " r"], slopes: Float[Tensor, "r ..."]) -> Float[Tensor, "r c h w"]:
+        """Slopes in the pixels, of slopes in the layers' output; the layers' own answers are not made again."""
+        maps = self.pixels.new_empty(len(rows), *self.pixels.shape[1:])
+        several = rows.bincount()
+        turn = torch.arange(len(rows), device=rows.device)
+        turn -= (several.cumsum(0) - several)[rows]  # the how-manieth of its line
+        for number in range(int(several.max())):
+            now = (turn == number).nonzero()[:, 0]
+            total, every = slopes[now], len(now) == len(self.way)
+            if not every:
+                total = torch.zeros_like(self.way).index_copy_(0, rows[now], total)
+            (back,) = torch.autograd.grad(self.end, self.pixels, total, retain_graph=True)
+            maps[now] = back if every else back[rows[now]]
+        return maps
+
+
+def lines_of(prefix: Prefix, x: Float[Tensor, "n c h w"], start: Float[Tensor, "n c h w"]) -> Lines:
+    """The lines from ``start`` to ``x``, as the layers give them."""
+    pixels = x.detach().requires_grad_()
+    with torch.enable_grad():
+        end = prefix.before(pixels)
+    with torch.no_grad():
+        one = start.stride(0) == 0  # a baseline: one image for all
+        begin = prefix.before(start[:1]).expand_as(end) if one else prefix.before(start)
+        return Lines(pixels, end, begin, end - begin)
 
 
 def alike(nodes: Float[Tensor, " k"]) -> Float[Tensor, " k"]:
@@ -134,34 +181,48 @@ def _sum_of_slopes(
 ) -> Tensor:
     maps, at_once = torch.empty_like(x), max(1, rows // len(nodes))
     for block in slices(len(x), at_once * max(1, rows // (8 * at_once))):  # the layers run on more than one line
-        pixels, classes = x[block].detach().requires_grad_(), target[block]
-        with torch.enable_grad():
-            end = prefix.before(pixels)
-        with torch.no_grad():
-            one = start.stride(0) == 0  # a baseline: one image for all
-            begin = prefix.before(start[:1]).expand_as(end) if one else prefix.before(start[block])
-            way = end - begin
-        total = torch.zeros_like(way)
-        for some in slices(len(way), at_once):
-            for part in even_slices(len(nodes), rows):
-                slopes = _slopes(prefix, model, begin[some], way[some], classes[some], nodes[part], score, x)
-                total[some] += weighted(weights[part], slopes)
-                del slopes
-        (maps[block],) = torch.autograd.grad(end, pixels, total)
+        lines = lines_of(prefix, x[block], start[block])
+        total = _totals(
+            prefix, model, lines.begin, lines.way, target[block], nodes[None], weights[None], score, x, rows
+        )
+        (maps[block],) = torch.autograd.grad(lines.end, lines.pixels, total)
     return maps
+
+
+def _totals(
+    prefix: Prefix,
+    model: nn.Module,
+    begin: Tensor,
+    way: Tensor,
+    target: Tensor,
+    at: Tensor,
+    weights: Tensor,
+    score: Score,
+    x: Tensor,
+    rows: int,
+) -> Float[Tensor, "n ..."]:
+    """Weighted sums over the nodes of the slopes in the layers' output, so many points at once."""
+    total, count = torch.zeros_like(way), at.shape[1]
+    at, weights = (one.expand(len(way), count) for one in (at, weights))
+    for some in slices(len(way), max(1, rows // count)):
+        for part in even_slices(count, rows):
+            slopes = _slopes(prefix, model, begin[some], way[some], target[some], at[some, part], score, x)
+            total[some] += weighted(weights[some, part], slopes)
+            del slopes
+    return total
 
 
 def _slopes(
     prefix: Prefix, model: nn.Module, begin: Tensor, way: Tensor, target: Tensor, at: Tensor, score: Score, x: Tensor
 ) -> Float[Tensor, "n k ..."]:
     """The score's slope in the layers' output at each node; what it needed is freed with it."""
-    each = at.view(1, -1, *[1] * (way.ndim - 1))
+    each = at.reshape(*at.shape, *[1] * (way.ndim - 1))
     with torch.enable_grad():
         line = torch.addcmul(begin.detach().requires_grad_()[:, None], each, way[:, None])
         edge, points = get_gradient_edge(line), _flat(line)  # the edge stays, also if the model goes on in place
         del line
         logits = prefix.after(model, x, points)
-        answer = scored(logits, target.repeat_interleave(len(at)), score).sum()
+        answer = scored(logits, target.repeat_interleave(at.shape[1]), score).sum()
     (slope,) = torch.autograd.grad(answer, edge)
     return slope
 
@@ -175,12 +236,12 @@ def _flat(line: Float[Tensor, "n k ..."]) -> Float[Tensor, "nk ..."]:
     return points
 
 
-def weighted(weights: Float[Tensor, " k"], maps: Float[Tensor, "n k ..."]) -> Float[Tensor, "n ..."]:
+def weighted(weights: Float[Tensor, "n k"], maps: Float[Tensor, "n k ..."]) -> Float[Tensor, "n ..."]:
     """Sum over the second axis, each entry times its weight, in the order in which the maps lie in memory."""
     if maps.ndim == 5 and len(maps) and maps[0].is_contiguous(memory_format=torch.channels_last):
         rows = maps.permute(0, 1, 3, 4, 2)
-        return (weights.to(maps) @ rows.flatten(2)).view(len(maps), *rows.shape[2:]).permute(0, 3, 1, 2)
-    return (weights.to(maps) @ maps.flatten(2)).view(len(maps), *maps.shape[2:])
+        return (weights[:, None].to(maps) @ rows.flatten(2)).view(len(maps), *rows.shape[2:]).permute(0, 3, 1, 2)
+    return (weights[:, None].to(maps) @ maps.flatten(2)).view(len(maps), *maps.shape[2:])
 
 
 def even_slices(total: int, size: int) -> Iterator[slice]:

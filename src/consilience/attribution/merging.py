@@ -45,7 +45,7 @@ def _run(function: Function, given: dict[str, Any], x: Tensor, weight: Tensor) -
 def _product(name: str, call: Call) -> Layer | None:
     """A product of matrices, one of which is the same for every image."""
     equation = call.args[:1] if call.function in EINSUM else ()
-    factors, bias = list(tensors_in((call.args, call.options))), None
+    factors, bias = tensors_in((call.args, call.options)), None
     if call.function in ADDMM and set(call.options) <= {"input", "mat1", "mat2"}:
         bias = factors.pop(0)
     unknown = [depends(factor) for factor in factors]

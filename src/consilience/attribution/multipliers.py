@@ -151,7 +151,7 @@ def _graph(call: Call, at: list[Tensor]) -> _Graph:
     with torch.enable_grad():
         leaves = [one.detach().requires_grad_() for one in at]
         writes = in_place(call.function, call.args, call.options)
-        out = list(tensors_in(call.filled(*(leaf.clone() if writes else leaf for leaf in leaves))))
+        out = tensors_in(call.filled(*(leaf.clone() if writes else leaf for leaf in leaves)))
     if [o.shape for o in out] != [(len(at[0]), *shape[1:]) for shape in call.shapes]:
         raise Unruled
     return _Graph(leaves, out)

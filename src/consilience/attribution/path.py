@@ -111,7 +111,7 @@ def _from(
     at, weights = nodes.at.to(x), nodes.weights.to(x)
     score = score_of_plain(of)
     if score is None:
-        mean = mean_on_line(of, model, x, start, target, at, rng, weights)
+        mean = mean_on_line(of, model, x, start, target, at[None], rng, weights[None])
     else:
         mean = mean_line_gradient(model, x, start, target, at, score, weights)
     if multiply:
@@ -136,7 +136,8 @@ def mean_line_gradient(
     shared = shared_line_gradient(model, x, start, target, nodes, score, weights)
     if shared is not None:
         return shared
-    return mean_on_line(functools.partial(gradient, score=score), model, x, start, target, nodes, None, weights)
+    plain, own = functools.partial(gradient, score=score), alike(nodes) if weights is None else weights
+    return mean_on_line(plain, model, x, start, target, nodes[None], None, own[None])
 
 
 def mean_on_line(
@@ -145,30 +146,31 @@ def mean_on_line(
     x: Float[Tensor, "n c h w"],
     start: Float[Tensor, "n c h w"],
     target: Int[Tensor, " n"],
-    nodes: Float[Tensor, " k"],
+    nodes: Float[Tensor, "#n k"],
     rng: Rng | None = None,
-    weights: Float[Tensor, " k"] | None = None,
+    weights: Float[Tensor, "#n k"] | None = None,
 ) -> Float[Tensor, "n c h w"]:
     """Mean over the nodes of ``of`` at ``start + node * (x - start)``, in chunks of (example, node) pairs.
 
-    With weights it is their weighted sum. What draws is called node by node, so that each (example, node) has
-    draws of its own in any batch and chunk.
+    Nodes are the same for all examples, or each one's own. With weights it is their weighted sum. What draws is called
+    node by node, so that each (example, node) has draws of its own in any batch and chunk.
     """
-    weights = alike(nodes) if weights is None else weights
+    weights = alike(nodes[0])[None] if weights is None else weights
     rows, draws = rows_per_chunk(model, x), rng is not None and takes_rng(of)
-    total = torch.zeros_like(x)
-    for some in slices(len(x), rows if draws else max(1, rows // len(nodes))):
-        for part in even_slices(len(nodes), 1 if draws else rows):
+    total, count = torch.zeros_like(x), nodes.shape[1]
+    nodes, weights = (one.expand(len(x), count) for one in (nodes, weights))
+    for some in slices(len(x), rows if draws else max(1, rows // count)):
+        for part in even_slices(count, 1 if draws else rows):
             own = keyed(of, rng.rows(range(len(x))[some]).at(part.start)) if draws and rng is not None else of
             total[some] += weighted(
-                weights[part], _on_line(own, model, x[some], start[some], target[some], nodes[part])
+                weights[some, part], _on_line(own, model, x[some], start[some], target[some], nodes[some, part])
             )
     return total
 
 
 def _on_line(of: Attribution, model: nn.Module, x: Tensor, start: Tensor, target: Tensor, at: Tensor) -> Tensor:
-    points = torch.addcmul(start[:, None], at.view(1, -1, 1, 1, 1), (x - start)[:, None])
-    maps = of(model, points.flatten(0, 1), target.repeat_interleave(len(at)))
+    points = torch.addcmul(start[:, None], at[:, :, None, None, None], (x - start)[:, None])
+    maps = of(model, points.flatten(0, 1), target.repeat_interleave(at.shape[1]))
     return maps.reshape(*points.shape[:2], *maps.shape[1:])
 
 

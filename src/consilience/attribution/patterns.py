@@ -215,7 +215,7 @@ def _refusals(name: str) -> dict[Function, Callable[[Call], Any]]:
     """What holds weights for which no pattern is made: layers inside one call, and products with a matrix."""
 
     def refused(call: Call) -> Any:
-        factors = list(tensors_in((call.args, call.options)))
+        factors = tensors_in((call.args, call.options))
         if call.function not in OPAQUE and all(t.requires_grad and t.ndim > 2 for t in factors):
             return NotImplemented  # a product of two activations, as attention has it
         raise ModelError(

@@ -112,7 +112,7 @@ def smooth(relative: bool = False) -> Rule:
 
     def back(call: Call, given: tuple[Tensor, ...], pairs: Pairs) -> Iterator[tuple[int, Tensor]]:
         only_first(call)
-        if call.after is None or next(tensors_in((call.args, call.options)), None) is not None:
+        if call.after is None or tensors_in((call.args, call.options)):
             raise Unruled(" with a tensor beside the pixels")
         a, b = pairs.sides(call.before[0].read())
         f_a, f_b = pairs.sides(call.after.read())

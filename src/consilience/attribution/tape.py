@@ -109,7 +109,7 @@ class Tape(TorchFunctionMode):
         options = kwargs or {}
         if function in ASKS or function in BLANK:
             return function(*args, **options)
-        tensors = list(tensors_in((args, options)))
+        tensors = tensors_in((args, options))
         numbers = [self.node(t) for t in tensors]
         if function in FORM:
             numbers[1:] = [None] * (len(numbers) - 1)
@@ -149,7 +149,7 @@ class Tape(TorchFunctionMode):
             raise self.refuse(f"'{called(function)}', which writes into a tensor")
         if function is Tensor.__setitem__:
             function, out = put, tensors[0]
-        made = list(tensors_in(out))
+        made = tensors_in(out)
         if not made and written(function) != "__get__":  # what is an attribute and no tensor says nothing of values
             raise self.refuse(f"'{called(function)}', which reads numbers out of the pixels")
         if not made or (not writes and any(t is one for t in made for one in tensors)):

@@ -49,6 +49,7 @@ def run_verb(
     data: Path | None = None,
     profile: str | None = None,
     changes: Changes = (),
+    device: str = "cpu",
 ) -> int:
     """Make what an experiment file asks for and the store lacks.
 
@@ -62,6 +63,7 @@ def run_verb(
         data: Folder of the data sets, one folder each (default: CONSILIENCE_DATA).
         profile: One of the file's profiles, such as smoke.
         changes: Single values laid over the file, as TOML: --set train.epochs=1. May be repeated.
+        device: Where torch computes, in every worker: cpu, cuda, cuda:1. What is there already stays as it is.
     """
     from consilience.cli import notes
 
@@ -78,7 +80,7 @@ def run_verb(
 
     experiment = _loaded(file, data, profile, changes)
     with executor(on) as place, Watcher(sys.stderr) as watcher:
-        outcome = run(experiment, Store(store), executor=place, data=folder, on_event=watcher.show)
+        outcome = run(experiment, Store(store), executor=place, data=folder, device=device, on_event=watcher.show)
     if not outcome.failures:
         specs = plan(experiment.specs())
         artifacts = [f"{spec.stage}/{spec.digest}" for spec in specs if spec in Store(store)]

@@ -45,7 +45,9 @@ def train_verb(
     order: int = 0,
     noise: int = 0,
     augment: int = 0,
+    weights: Path | None = None,
     data: Path | None = None,
+    device: str = "cpu",
 ) -> int:
     """Train one model into a safetensors file. An interrupted training goes on when it is called again.
 
@@ -61,29 +63,42 @@ def train_verb(
         order: Seed of the order of examples.
         noise: Seed of dropout.
         augment: Seed of augmentations.
+        weights: A file of trained weights to start from, safetensors or torch's; a last layer for other classes is new.
         data: Folder of the data sets, one folder each (default: CONSILIENCE_DATA).
+        device: Where torch computes: cpu, cuda, cuda:1.
     """
-    import functools
     import shutil
 
     from consilience import component
+    from consilience.devices import checked_device, steady
     from consilience.experiment.desk import Place, load_examples, untrained
     from consilience.experiment.files import write_tensors
     from consilience.experiment.store import writing
-    from consilience.training.loop import Chances, Progress, steady, train
+    from consilience.models.weights import fingerprint, read_weights, start_from
+    from consilience.training.loop import Chances, Progress, train
 
     model = component.architecture.choose(spelled(architecture), "architecture")
     chosen = component.dataset.choose(spelled(examples), "examples")
     loaded = load_examples(chosen, Place(data_folder(data)))
+    given = read_weights(weights) if weights is not None else {}
+    note = {"architecture": architecture, "shape": json.dumps(loaded.shape), "classes": json.dumps(loaded.classes)}
+
+    def build() -> nn.Module:
+        fresh = untrained(model, loaded)
+        if weights is not None:
+            started = start_from(fresh, given, str(weights))
+            note["start"] = f"{weights.name}, content {fingerprint(given)}; {started.label}"
+            print(f"{weights}: {started.label}", file=sys.stderr)
+        return fresh
 
     def tell(progress: Progress) -> None:
         print(f"epoch {progress.epoch}/{progress.epochs}: loss {progress.loss:.4f}", file=sys.stderr)
 
     checkpoint = out.with_name(out.name + ".checkpoint")
-    with steady(), writing(out):
+    with steady(checked_device(device)), writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         trained = train(
-            functools.partial(untrained, model, loaded),
+            build,
             loaded,
             objective=component.objective.choose(spelled(objective), "objective").build(),
             optimizer=component.optimizer.choose(spelled(optimizer), "optimizer").build(),
@@ -92,9 +107,9 @@ def train_verb(
             chances=Chances(init, order, noise, augment),
             checkpoint=checkpoint,
             on_epoch=tell,
+            device=device,
         )
-        write_tensors(out, trained.weights, {"architecture": architecture, "shape": json.dumps(loaded.shape),
-                                             "classes": json.dumps(loaded.classes)})  # fmt: skip
+        write_tensors(out, trained.weights, note)
         shutil.rmtree(checkpoint, ignore_errors=True)
     print(out.resolve())
     return 0
@@ -112,6 +127,7 @@ def explain_verb(
     background: str | None = None,
     seed: int = 0,
     data: Path | None = None,
+    device: str = "cpu",
 ) -> int:
     """Explain examples with one method into a safetensors file, a map each, and what was explained of each.
 
@@ -126,14 +142,15 @@ def explain_verb(
         background: Examples for methods that need them: "{use = 'subset', of = 'mnist10k', count = 50}", ...
         seed: Of the method's draws.
         data: Folder of the data sets, one folder each (default: CONSILIENCE_DATA).
+        device: Where torch computes: cpu, cuda, cuda:1.
     """
+    from consilience.devices import checked_device, steady
     from consilience.experiment.files import read_tensors, write_tensors
     from consilience.experiment.stages import write_maps
     from consilience.experiment.store import writing
-    from consilience.training.loop import steady
 
-    with steady(), writing(out):
-        asked = _asked(method, weights, examples, architecture, target, count, background, data)
+    with steady(checked_device(device)), writing(out):
+        asked = _asked(method, weights, examples, architecture, target, count, background, data, device)
         out.parent.mkdir(parents=True, exist_ok=True)
         draft = out.with_name(out.name + ".draft")
         draft.unlink(missing_ok=True)
@@ -142,7 +159,7 @@ def explain_verb(
             print(f"\r{share:.0%}", end="", file=sys.stderr)
         print(file=sys.stderr)
         note = {"method": asked.method.label, "examples": asked.label}
-        write_tensors(out, {**read_tensors(draft), "target": asked.target}, note)
+        write_tensors(out, {**read_tensors(draft), "target": asked.target.cpu()}, note)
         draft.unlink()
     print(out.resolve())
     return 0
@@ -159,6 +176,7 @@ def preflight_verb(
     background: str | None = None,
     seed: int = 0,
     data: Path | None = None,
+    device: str = "cpu",
 ) -> int:
     """Check on a few examples that a method means on a model what its name says; 1 where it does not.
 
@@ -172,16 +190,17 @@ def preflight_verb(
         background: Examples for methods that need them: "{use = 'subset', of = 'mnist10k', count = 50}", ...
         seed: Of the method's draws.
         data: Folder of the data sets, one folder each (default: CONSILIENCE_DATA).
+        device: Where torch computes: cpu, cuda, cuda:1.
     """
     from rich.console import Console
     from rich.table import Table
 
     from consilience.attribution.preflight import examine
-    from consilience.training.loop import steady
+    from consilience.devices import checked_device, steady
 
-    with steady():
-        asked = _asked(method, weights, examples, architecture, target, count, background, data)
-        x = asked.examples.batch(range(len(asked.examples))).x
+    with steady(checked_device(device)):
+        asked = _asked(method, weights, examples, architecture, target, count, background, data, device)
+        x = asked.examples.batch(range(len(asked.examples))).x.to(device)
         checks = examine(
             asked.method.build(), asked.model, x, asked.target, seed=seed, background=asked.flows.get("background")
         )
@@ -212,6 +231,7 @@ def _asked(
     count: int | None,
     background: str | None,
     data: Path | None,
+    device: str,
 ) -> _Asked:
     from consilience import component
     from consilience.experiment.desk import Place, check_asked, load_examples, loaded, untrained
@@ -229,17 +249,18 @@ def _asked(
         raise SpecError(f"{explainer.label}: expected a background, found none; add --background DATA")
     if background is not None:
         start = load_examples(component.dataset.choose(spelled(background), "background"), place)
-        flows["background"] = start.batch(range(len(start))).x
+        flows["background"] = start.batch(range(len(start))).x.to(device)
     kind = architecture or read_metadata(path).get("architecture")
     if kind is None:
         raise SpecError(f"{path}: expected a file that names its architecture, found none; add --architecture NAME")
     choice = component.architecture.choose(spelled(kind), "architecture")
     model = untrained(choice, batch)
     loaded(model, read_tensors(path), str(path))
-    return _Asked(explainer, model, batch, chosen.label, _target(target, model, batch), flows)
+    model.to(device)
+    return _Asked(explainer, model, batch, chosen.label, _target(target, model, batch, device).to(device), flows)
 
 
-def _target(word: str, model: nn.Module, examples: Examples) -> Tensor:
+def _target(word: str, model: nn.Module, examples: Examples, device: str) -> Tensor:
     import torch
 
     from consilience.experiment.desk import labels
@@ -248,7 +269,7 @@ def _target(word: str, model: nn.Module, examples: Examples) -> Tensor:
     if word == "label":
         return labels(examples)
     if word == "predicted":
-        return answers(model, examples).argmax(1)
+        return answers(model, examples, device).argmax(1)
     if word.isdecimal() and int(word) < len(examples.classes):
         return torch.full((len(examples),), int(word))
     raise SpecError(f"--target {word}: expected label, predicted or a class from 0 to {len(examples.classes) - 1}")

@@ -28,6 +28,10 @@ class Batch(NamedTuple):
     groups: Int[Tensor, " n"]
     mask: Bool[Tensor, "n h w"] | None = None
 
+    def to(self, device: str | torch.device) -> "Batch":
+        """The same on a device."""
+        return Batch._make(part if part is None else part.to(device) for part in self)
+
 
 @runtime_checkable
 class Examples(Protocol):

@@ -11,10 +11,10 @@ import torch
 
 from consilience import component
 from consilience.component import Choice
-from consilience.errors import DataError, SpecError, unknown
-from consilience.experiment.desk import Place, check_asked, load_examples, untrained
+from consilience.errors import DataError, ModelError, SpecError, unknown
+from consilience.experiment.desk import Place, check_asked, load_examples, load_weights, untrained
 from consilience.experiment.experiment import Experiment, Learnt, Represented
-from consilience.experiment.families import Redraw, with_layers
+from consilience.experiment.families import Redraw, Retrain, with_layers
 from consilience.experiment.schema import (
     Count,
     ExamplesTable,
@@ -24,9 +24,10 @@ from consilience.experiment.schema import (
     SelectTable,
     TrainTable,
 )
-from consilience.experiment.specs import Data, Prepared, Train
+from consilience.experiment.specs import Data, Prepared, Train, Weights
 from consilience.models.edits import blocks_of
 from consilience.models.split import Normalised
+from consilience.models.weights import start_from
 from consilience.tensors import Channels, Normalisation
 
 HOW = ("channels", "normalise", "pool")  # keys beside a measure's own options
@@ -47,7 +48,8 @@ def load(
 
     Raises:
         SpecError: The file is missing, no TOML, or says something that is not known.
-        DataError: The data are missing or damaged.
+        DataError: The data, or the weights to start from, are missing or damaged.
+        ModelError: The weights to start from are another architecture's.
     """
     raw = _read(Path(path))
     try:
@@ -56,7 +58,7 @@ def load(
         for change in changes:
             raw = _overlaid(raw, _change(change))
         return _resolved(_parsed(raw), Place(data))
-    except (SpecError, DataError) as error:
+    except (SpecError, DataError, ModelError) as error:
         raise type(error)(f"{path}: {error}") from None
 
 
@@ -152,6 +154,7 @@ def _resolved(file: File, place: Place) -> Experiment:
         keep=train.keep,
         average_from=train.average_from,
         shuffle=train.shuffle,
+        start=_start(file, place),
     )
     families = file.family if any(isinstance(f, Redraw) for f in file.family) else [*file.family, Redraw()]
     methods = _all(component.attribution, file.explain, "explain")
@@ -240,6 +243,28 @@ def _built(train: TrainTable, place: Place) -> Normalised:
     examples = load_examples(component.dataset.choose(train.data, "train.data"), place)
     with torch.random.fork_rng(devices=[]):
         return untrained(component.architecture.choose(train.model, "train.model"), examples)
+
+
+def _start(file: File, place: Place) -> Weights | None:
+    """The weights from which every training starts, tried on the untrained model."""
+    if file.train.weights is None:
+        return None
+    model = _built(file.train, place)
+    if getattr(model.model, "fitted", False):
+        raise SpecError("train.weights: expected none for a model that is fitted at once, found some; leave it out")
+    try:
+        tensors, content = load_weights(file.train.weights, place)
+        started = start_from(model, tensors, file.train.weights)
+    except (SpecError, DataError, ModelError) as error:
+        raise type(error)(f"train.weights: {error}") from None
+    for family in file.family:
+        if isinstance(family, Retrain) and "init" in family.values and not started.fresh:
+            raise SpecError(
+                f"family '{family.name}': expected weights that leave something to 'init', found that "
+                f"{file.train.weights} holds every tensor of the model, so that these twins would be one model; vary "
+                "another factor"
+            )
+    return Weights.lying(file.train.weights, content)
 
 
 def _background(file: File, place: Place) -> Data:

@@ -14,11 +14,12 @@ from consilience.component import Choice
 from consilience.data.examples import Batch, Examples, checked
 from consilience.data.images import labels_and_groups
 from consilience.data.maps import maps_as_images
-from consilience.errors import DataError, ModelError, SpecError
+from consilience.errors import DataError, ModelError, SpecError, unknown
 from consilience.experiment.specs import Average, Data, Explain, Given, Predict, Select, Spec, Subject, Train
 from consilience.experiment.store import Store
 from consilience.models.ensemble import mean_of_models, select_greedily
 from consilience.models.split import Normalised, normalised
+from consilience.models.weights import fingerprint, read_weights, start_from
 from consilience.rng import Rng
 from consilience.tensors import Coverage, slices
 from consilience.training.loop import begun
@@ -32,6 +33,8 @@ class Place(NamedTuple):
     """What a user handed over, by the digest of its ``Given``."""
     handed: Mapping[str, Examples] = {}
     """Examples that a user handed over, by their fingerprint."""
+    device: str = "cpu"
+    """Where models are trained, asked and explained, and maps compared."""
 
 
 class Desk(NamedTuple):
@@ -40,8 +43,12 @@ class Desk(NamedTuple):
     store: Store
     place: Place
 
+    def here(self, tensor: Tensor) -> Tensor:
+        """The tensor on the device of this place."""
+        return tensor.to(self.place.device)
+
     def examples(self, data: Data) -> Examples:
-        """The examples of a spec.
+        """The examples of a spec, on the processor.
 
         Raises:
             DataError: They are not what they were when the experiment was loaded.
@@ -60,12 +67,27 @@ class Desk(NamedTuple):
         return examples
 
     def fresh(self, spec: Train) -> Normalised:
-        """The untrained model of a training; its weights are drawn from the global generator."""
-        return untrained(spec.model, self.examples(spec.data))
+        """The untrained model of a training: its weights are drawn from the global generator, or others' to start from.
+
+        Raises:
+            DataError: The weights to start from are not what they were when the experiment was loaded.
+            ModelError: They are another architecture's.
+        """
+        model = untrained(spec.model, self.examples(spec.data))
+        if spec.start is not None:
+            file = spec.start.file
+            tensors, content = load_weights(file, self.place)
+            if content != spec.start.fingerprint:
+                raise DataError(
+                    f"{file}: expected the content {spec.start.fingerprint[:12]}, found {content[:12]}; the file "
+                    "changed since the experiment was loaded: load it again"
+                )
+            start_from(model, tensors, file)
+        return model
 
     def source(self, spec: Train) -> nn.Module:
         """The very model with which a training began."""
-        return begun(functools.partial(self.fresh, spec), spec.init)
+        return begun(functools.partial(self.fresh, spec), spec.init).to(self.place.device)
 
     def model(self, subject: Subject) -> nn.Module:
         """The model that a subject names: weights loaded, edited, frozen, in evaluation mode."""
@@ -93,7 +115,7 @@ class Desk(NamedTuple):
 
     def _unedited(self, source: Spec, epoch: int | None) -> nn.Module:
         if isinstance(source, Given):
-            return copy.deepcopy(self.handed(source)).eval().requires_grad_(False)
+            return copy.deepcopy(self.handed(source)).eval().requires_grad_(False).to(self.place.device)
         if isinstance(source, Average):
             chosen = self.store.table(source)["members"]
             return mean_of_models([self.model(source.members[position]) for position in chosen])
@@ -101,9 +123,9 @@ class Desk(NamedTuple):
             raise SpecError(f"{source.stage} {source.digest[:12]}: expected a trained model; name a Train or a Select")
         weights = self.store.tensors(source, _file_of(source, epoch))
         with torch.random.fork_rng(devices=[]):
-            model = self.fresh(source)
+            model = untrained(source.model, self.examples(source.data))
         loaded(model, weights, f"{source.stage} {source.digest[:12]}")
-        return model
+        return model.to(self.place.device)
 
     def greedy(self, spec: Average) -> list[int]:
         """Positions of the members that an ensemble holds: all, or those that are chosen by their answers."""
@@ -127,11 +149,11 @@ class Desk(NamedTuple):
     def target(self, spec: Explain) -> Tensor:
         """What is explained of each example: its label, one class, or what a model answered."""
         if isinstance(spec.target, Predict):
-            return self.store.tensors(spec.target)["logits"].argmax(1)
+            return self.here(self.store.tensors(spec.target)["logits"].argmax(1))
         examples = self.examples(spec.data)
         if isinstance(spec.target, int):
-            return torch.full((len(examples),), spec.target)
-        return labels(examples)
+            return self.here(torch.full((len(examples),), spec.target))
+        return self.here(labels(examples))
 
     def method(self, spec: Explain) -> Callable[..., Tensor]:
         """The configured method, with its background bound wherever the nest asks for one."""
@@ -139,7 +161,7 @@ class Desk(NamedTuple):
         roles: dict[str, Any] = {}
         if spec.background is not None:
             examples = self.examples(spec.background)
-            roles["background"] = examples.batch(range(len(examples))).x
+            roles["background"] = self.here(examples.batch(range(len(examples))).x)
         return spec.method.build(**roles)
 
 
@@ -206,6 +228,29 @@ def _load(loader: _Loader) -> Examples:
     roots = roots_of(loader.choice, loader.data)
     examples: Examples = loader.choice.build(**({"root": roots[0]} if roots else {}))()
     return examples
+
+
+def load_weights(file: str, place: Place) -> tuple[dict[str, Tensor], str]:
+    """The tensors of a file below the folder ``weights``, and their fingerprint; the same file is read once.
+
+    Raises:
+        SpecError: The name leads out of that folder.
+        DataError: There is no such folder or file, or the file holds no weights.
+    """
+    if Path(file).is_absolute() or ".." in Path(file).parts:
+        raise SpecError(f"{file}: expected the name of a file below 'weights/', found a path out of it; put it there")
+    folder = folder_of("weights", place.data)
+    if not (folder / file).is_file():
+        there = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
+        raise DataError(f"{folder}: {unknown('file', file, there)}")
+    stat = (folder / file).stat()
+    return _load_weights(folder / file, stat.st_mtime_ns, stat.st_size)
+
+
+@functools.lru_cache(maxsize=2)
+def _load_weights(path: Path, _changed: int, _size: int) -> tuple[dict[str, Tensor], str]:
+    tensors = read_weights(path)
+    return tensors, fingerprint(tensors)
 
 
 def roots_of(choice: Choice, data: Path | None) -> list[Path]:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import msgspec
 
 from consilience import component
-from consilience.component import Choice
+from consilience.component import Choice, Component
 from consilience.errors import SpecError
 from consilience.experiment.families import (
     AnyFamily,
@@ -38,9 +38,6 @@ from consilience.experiment.specs import (
     explanation,
 )
 from consilience.tensors import Channels
-
-PER_IMAGE = {"maps", "other"}
-"""What a measure asks for that looks at nothing but two sets of maps."""
 
 
 class Goal(NamedTuple):
@@ -192,7 +189,9 @@ class Experiment(msgspec.Struct, frozen=True, kw_only=True):
                         for data in (how.data, self.examples)
                     )
                 )
-                reader = msgspec.structs.replace(self.base, data=learnt, epochs=how.epochs, keep=(), average_from=None)
+                reader = msgspec.structs.replace(
+                    self.base, data=learnt, epochs=how.epochs, keep=(), average_from=None, start=None
+                )
                 spec = comparison(Prepared(measure=right), Predict(subject=Subject(source=reader), data=asked))
                 yield Goal(family.name, method, right, member.name, "", spec, part="read from the map alone")
 
@@ -251,14 +250,13 @@ class Experiment(msgspec.Struct, frozen=True, kw_only=True):
     ) -> Iterator[Goal]:
         """The summaries that have here what they ask for: ends of a scale for agreement image by image, or a null."""
         given: dict[str, tuple[Entry, ...]] = {}
-        compared = how.measure.component
-        if compared.roles.keys() == PER_IMAGE and compared.columns == {"value": "n"} and family is not self.floor:
+        if _per_image(how.measure.component) and family is not self.floor:
             baseline = component.measure.choose({"use": "wrong_image", "of": how.measure})
             other = msgspec.structs.replace(how, measure=baseline)
             same = self.members_of(self.floor)
             given["floor"] = self._answered(self._entries(self.floor, same, method, how), same, condition)
             given["wrong_image"] = self._answered(self._entries(family, members, method, other), members, condition)
-        known = {"table", "rng", *given, *how.measure.component.columns}
+        known = {"table", "rng", "better", *given, *how.measure.component.columns}
         for summary in self.summarise:
             roles, of = summary.component.roles.keys(), summary.component.of
             if known >= roles and (of is None or how.measure.use in of):
@@ -291,3 +289,10 @@ class Experiment(msgspec.Struct, frozen=True, kw_only=True):
     def specs(self) -> list[Spec]:
         """The goals' specs, and what the pictures show besides."""
         return [*(goal.spec for goal in self.goals()), *self.spreads()]
+
+
+def _per_image(measure: Component) -> bool:
+    """Whether it gives each image a number, of two maps and of no more than the wrong-image baseline hands on to it."""
+    handed_on = {role for role, needed in component.measure.get("wrong_image").roles.items() if not needed}
+    asked = measure.roles.keys()
+    return {"maps", "other"} <= asked <= {"maps", "other", *handed_on} and measure.columns == {"value": "n"}

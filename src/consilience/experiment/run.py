@@ -7,6 +7,7 @@ from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future
 from pathlib import Path
 from typing import NamedTuple
 
+from consilience.devices import checked_device
 from consilience.errors import ArtifactError, ConsilienceError, DiskError
 from consilience.experiment.desk import Place
 from consilience.experiment.executors import Inline
@@ -123,6 +124,7 @@ def run(
     *,
     executor: Executor | None = None,
     data: Path | Place | None = None,
+    device: str = "cpu",
     on_event: Callable[[Event], None] = lambda event: None,
 ) -> Outcome:
     """Make every artifact that an experiment needs and the store lacks.
@@ -134,18 +136,22 @@ def run(
         store: Where artifacts are found and kept.
         executor: Any ``concurrent.futures.Executor``; in this process where there is none.
         data: The folder of the data sets, or a ``Place`` that holds models and examples in memory too.
+        device: Where torch computes, in every worker. A ``Place`` names its own.
         on_event: Told of every group that is begun, done or failed.
 
     Raises:
+        SpecError: There is no such device on this machine.
         ArtifactError: A worker process died; what was complete is kept.
         DiskError: The disk refused; what was complete is kept.
     """
     executor = executor or Inline()
+    place = data if isinstance(data, Place) else Place(data, device=device)
+    checked_device(place.device)
     goals = experiment.specs() if isinstance(experiment, Experiment) else experiment
     store = store if isinstance(store, Store) else Store(store)
     state = _State(goals, store, getattr(executor, "workers", 1))
     try:
-        _loop(state, executor, data if isinstance(data, Place) else Place(data), on_event)
+        _loop(state, executor, place, on_event)
     except BaseException:
         for job in state.running:
             job.cancel()

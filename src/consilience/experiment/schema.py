@@ -24,6 +24,7 @@ class TrainTable(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     keep: tuple[Count, ...] = ()
     average_from: Count | None = None
     shuffle: bool = True
+    weights: str | None = None
     select: "SelectTable | None" = None
 
 

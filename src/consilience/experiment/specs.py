@@ -67,6 +67,32 @@ class Data(Record, frozen=True, kw_only=True):
         return "examples in memory" if self.choice is None else self.choice.label
 
 
+class Weights(Record, frozen=True, kw_only=True):
+    """Weights that somebody else trained, and what they were when the experiment was loaded.
+
+    Only their content is identity. The file's name, by which a job finds them, stands beside the fields: it travels
+    with the spec and enters no digest.
+    """
+
+    fingerprint: str
+
+    @classmethod
+    def lying(cls, file: str, fingerprint: str) -> "Weights":
+        """Weights in a file below the folder of all weights."""
+        weights = cls(fingerprint=fingerprint)
+        weights.__dict__["file"] = file
+        return weights
+
+    @property
+    def file(self) -> str:
+        """The file's name; empty where nobody said it."""
+        return str(self.__dict__.get("file", ""))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled with the file's name, since a worker has to find it."""
+        return Weights.lying, (self.file, self.fingerprint)
+
+
 class Train(Spec, frozen=True, kw_only=True):
     """Weights of one training. Init, order, noise and augment are its four chances, varied apart."""
 
@@ -89,6 +115,8 @@ class Train(Spec, frozen=True, kw_only=True):
     """Whether every epoch has an order of its own."""
     run: int = 0
     """Which of several trainings that differ in nothing at all."""
+    start: Weights | None = None
+    """The weights that it starts from; ``init`` then draws only what they leave. None starts from random ones."""
 
 
 class Given(Spec, frozen=True, kw_only=True):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from consilience.data.examples import Batch, Examples
+from consilience.devices import forked, steady
 from consilience.errors import ModelError, SpecError
 from consilience.experiment.desk import Desk, Place, batches
 from consilience.experiment.files import RowWriter, read_tensors, write_bytes, write_tensors
@@ -36,7 +37,7 @@ from consilience.pairs import Maps
 from consilience.rng import Rng, takes_rng
 from consilience.tensors import rows_per_chunk, slices
 from consilience.training.fitting import fit
-from consilience.training.loop import Chances, begun, steady, train
+from consilience.training.loop import Chances, begun, train
 
 Tell = Callable[[float], None]
 """Takes the share of a job that is done, 0 to 1."""
@@ -52,7 +53,7 @@ def make(group: Sequence[Spec], root: Path, place: Place) -> None:
     every executor. All three belong to the whole process, so an executor's threads take turns.
     """
     store = Store(root)
-    with TURN, steady(), torch.random.fork_rng(devices=[]), store.draft(group) as draft:
+    with TURN, steady(place.device), forked(place.device), store.draft(group, place.device) as draft:
         if draft is None:
             return
         if type(group[0]) not in STAGES:
@@ -81,6 +82,7 @@ def _train(group: Sequence[Train], desk: Desk, draft: Path, tell: Tell) -> None:
         shuffle=spec.shuffle,
         checkpoint=folder / "checkpoint",
         on_epoch=lambda progress: tell(progress.epoch / progress.epochs),
+        device=desk.place.device,
     )
     write_tensors(folder / "data.safetensors", trained.weights)
     for epoch, weights in trained.kept.items():
@@ -106,7 +108,7 @@ def _activate(group: Sequence[Activate], desk: Desk, draft: Path, tell: Tell) ->
     for spec in group:
         examples = desk.examples(spec.data)
         batch = examples.batch(range(len(examples)))
-        answers = record(desk.model(spec.subject), batch.x, [spec.layer])[spec.layer]
+        answers = record(desk.model(spec.subject), desk.here(batch.x), [spec.layer])[spec.layer]
         rows = arranged(answers, spec.places, Rng(0, batch.ids.tolist()))
         write_tensors(draft / spec.stage / spec.digest / "data.safetensors", {"activations": rows.contiguous()})
 
@@ -121,15 +123,15 @@ def _select(group: Sequence[Select], desk: Desk, draft: Path, tell: Tell) -> Non
 
 def _predict(group: Sequence[Predict], desk: Desk, draft: Path, tell: Tell) -> None:
     for spec in group:
-        logits = answers(desk.model(spec.subject), desk.examples(spec.data))
+        logits = answers(desk.model(spec.subject), desk.examples(spec.data), desk.place.device)
         write_tensors(draft / spec.stage / spec.digest / "data.safetensors", {"logits": logits})
 
 
-def answers(model: nn.Module, examples: Examples) -> Tensor:
-    """Logits of all examples."""
-    size = rows_per_chunk(model, examples.batch([0]).x)
+def answers(model: nn.Module, examples: Examples, device: str = "cpu") -> Tensor:
+    """Logits of all examples, of a model on a device."""
+    size = rows_per_chunk(model, examples.batch([0]).x.to(device))
     with torch.no_grad():
-        return torch.cat([model(batch.x) for batch in batches(examples, size)])
+        return torch.cat([model(batch.x.to(device)) for batch in batches(examples, size)])
 
 
 def _explain(group: Sequence[Explain], desk: Desk, draft: Path, tell: Tell) -> None:
@@ -158,19 +160,20 @@ def write_maps(
     target: Tensor,
     seed: int | None,
 ) -> Iterator[float]:
-    """Explain all examples into a file, batch by batch; yields the share that is done.
+    """Explain all examples into a file, batch by batch, where the targets lie; yields the share that is done.
 
     An interrupted file goes on where it stood. Batches are the same in every run, so the bytes are too.
 
     Raises:
         ModelError: The method returned other shapes, or no finite map at all.
     """
-    size = max(16, min(256, rows_per_chunk(model, examples.batch([0]).x)))
+    size = max(16, min(256, rows_per_chunk(model, examples.batch([0]).x.to(target.device))))
     finite = 0
     with RowWriter(path, "maps", len(examples)) as writer:
         done = writer.done // size * size
         writer.keep(done)
-        for batch in batches(examples, size, done):
+        for some in batches(examples, size, done):
+            batch = some.to(target.device)
             maps = explained(method, model, batch, target[batch.ids], seed)
             finite += int(maps.flatten(1).isfinite().all(1).sum())
             writer.append(maps)

@@ -111,11 +111,11 @@ class Store:
         return found[0]
 
     @contextlib.contextmanager
-    def draft(self, group: Sequence[Spec]) -> Iterator[Path | None]:
+    def draft(self, group: Sequence[Spec], device: str = "cpu") -> Iterator[Path | None]:
         """A folder in which a group is made; what lies there at the end is kept as a whole.
 
         Each spec's files belong into ``<stage>/<digest>/`` of it. None where another process made the
-        group meanwhile. An error or an interruption leaves the draft for the next try.
+        group meanwhile. An error or an interruption leaves the draft for the next try. The device is noted.
         """
         name, started = _name(group), time.perf_counter()
         draft = self.root / ".drafts" / name
@@ -128,7 +128,7 @@ class Store:
             yield draft
             seconds = (time.perf_counter() - started) / len(group)
             for spec in group:
-                _sign(draft / spec.stage / spec.digest, spec, seconds)
+                _sign(draft / spec.stage / spec.digest, spec, seconds, device)
             (self.root / ".locks" / f"{name}.share").unlink(missing_ok=True)
             draft.rename(self.root / ".committed" / name)
             self.settle()
@@ -260,7 +260,7 @@ def writing(root: Path) -> Iterator[None]:
         ) from error
 
 
-def _sign(folder: Path, spec: Spec, seconds: float) -> None:
+def _sign(folder: Path, spec: Spec, seconds: float, device: str) -> None:
     """Lay the spec beside what was made, and how it was made."""
     for passing in [*folder.glob("*.part"), folder / "checkpoint"]:
         shutil.rmtree(passing, ignore_errors=True) if passing.is_dir() else passing.unlink(missing_ok=True)
@@ -273,7 +273,7 @@ def _sign(folder: Path, spec: Spec, seconds: float) -> None:
             "python": platform.python_version(),
         },
         "machine": platform.machine(),
-        "device": "cpu",
+        "device": device,
         "seconds": round(seconds, 3),
         "checksums": sums,
     }

@@ -7,7 +7,7 @@ import msgspec
 import torch
 from torch import Tensor
 
-from consilience.component import Component
+from consilience.component import Choice, Component
 from consilience.errors import DataError, SpecError, unknown
 from consilience.experiment.desk import Desk, labels
 from consilience.experiment.specs import (
@@ -32,14 +32,14 @@ BLOCK_BYTES = 32 * 2**20  # of all twins' maps in float64, of the examples that 
 def measured(group: Sequence[Measure], desk: Desk) -> Iterator[tuple[Measure, dict[str, Tensor]]]:
     """The columns of each spec of a group, in the group's order; a family's pairs share their work."""
     component, function = group[0].measure.component, group[0].measure.build()
-    roles = [role for role in component.roles if role not in ("maps", "other")]
+    roles = [role for role in _asked(group[0].measure) if role not in ("maps", "other")]
     for what in ("activations", "weights"):
         if what in component.roles:
             yield from _of_models(group, what, function, desk)
             return
     if not {"maps", "other"} <= set(component.roles):
         for spec in group:
-            wanted = {role: fetch(role, spec, desk) for role in component.roles}
+            wanted = {role: fetch(role, spec, desk) for role in _asked(spec.measure)}
             yield spec, columns(component, function(**wanted), spec, desk)
         return
     family, pairs = _family(group)
@@ -51,6 +51,12 @@ def measured(group: Sequence[Measure], desk: Desk) -> Iterator[tuple[Measure, di
         results = _in_blocks(function, family, pairs, desk)
     for spec, result in zip(group, results, strict=True):
         yield spec, columns(component, result, spec, desk)
+
+
+def _asked(choice: Choice) -> list[str]:
+    """What flows into a measure: of the roles that it only hands on, those that something inside it needs."""
+    needed = {role for one in choice.nest for role, needs in one.component.roles.items() if needs}
+    return [role for role in choice.component.roles if role in needed]
 
 
 def _of_models(
@@ -77,7 +83,7 @@ def _part(what: str, of: Any, spec: Measure, desk: Desk) -> Tensor:
         SpecError: The spec names none, or one that the model has not.
     """
     if what == "activations" and isinstance(of, Activate):
-        return desk.store.tensors(of)["activations"]
+        return desk.here(desk.store.tensors(of)["activations"])
     if what == "weights" and isinstance(of, Subject):
         weights = desk.model(of).state_dict()
         if spec.tensor not in weights:
@@ -125,7 +131,7 @@ def _maps_of(family: Sequence[tuple[Explain, Measure]], desk: Desk, rows: slice 
 
 
 def _maps(explain: Explain, how: Measure, desk: Desk, rows: slice = slice(None)) -> Tensor:
-    return prepare(desk.store.maps(explain, rows), how.channels, how.normalise, how.pool)
+    return prepare(desk.here(desk.store.maps(explain, rows)), how.channels, how.normalise, how.pool)
 
 
 def fetch(role: str, spec: Measure, desk: Desk) -> Any:
@@ -178,13 +184,13 @@ def _examples(spec: Measure, desk: Desk, part: str) -> Tensor:
     value: Tensor | None = getattr(examples.batch(range(len(examples))), part)
     if value is None:
         raise DataError(f"{_data(spec).label}: expected masks, found none; use data with boxes or masks")
-    return value
+    return desk.here(value)
 
 
 def _logits(spec: Measure, desk: Desk) -> Tensor:
     if not isinstance(spec.of, Predict):
         raise _Absent
-    return desk.store.tensors(spec.of)["logits"]
+    return desk.here(desk.store.tensors(spec.of)["logits"])
 
 
 def _output(spec: Measure, desk: Desk) -> Callable[[Tensor, Tensor], Tensor]:
@@ -206,7 +212,7 @@ def _output(spec: Measure, desk: Desk) -> Callable[[Tensor, Tensor], Tensor]:
 
 FETCH: dict[str, Callable[[Measure, Desk], Any]] = {
     "maps": lambda spec, desk: _maps(_explained(spec), spec, desk),
-    "label": lambda spec, desk: labels(desk.examples(_data(spec))),
+    "label": lambda spec, desk: desk.here(labels(desk.examples(_data(spec)))),
     "groups": lambda spec, desk: _examples(spec, desk, "groups"),
     "mask": lambda spec, desk: _examples(spec, desk, "mask"),
     "x": lambda spec, desk: _examples(spec, desk, "x"),
@@ -229,7 +235,7 @@ def columns(component: Component, result: Any, spec: Measure, desk: Desk) -> dic
     """
     named = component.columns
     values = result._asdict() if hasattr(result, "_asdict") else {"value": result}
-    table = {name: torch.as_tensor(value).double() for name, value in values.items()}
+    table = {name: torch.as_tensor(value).double().cpu() for name, value in values.items()}
     if list(table) != list(named):
         raise SpecError(f"{component.name}: expected the columns {list(named)}, found {list(table)}; mend its result")
     if isinstance(spec.of, Explain | Predict):
@@ -250,6 +256,7 @@ def summarised(spec: Summary, desk: Desk) -> Sequence[Row]:
         "null": lambda: table_of(spec.table, desk, spec.where, "null"),
         "p": lambda: torch.stack([desk.store.tensors(entry.measure)["p"] for entry in spec.table]),
         "rng": lambda: Rng(spec.seed or 0, []),
+        "better": lambda: next((entry.measure.measure.better for entry in spec.table), None) or "higher",
     }
     rows: Sequence[Row] = spec.summary.build()(**{role: given[role]() for role in spec.summary.component.roles})
     return rows

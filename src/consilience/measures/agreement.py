@@ -1,10 +1,11 @@
 """How alike two models' maps of the same examples are, one number an example."""
 
+import inspect
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from consilience.component import measure
@@ -32,17 +33,26 @@ def spearman(family: Sequence[Float[Tensor, "n ..."]], pairs: Pairs) -> Iterator
 @measure(version=1, better="lower", breaks={"measured_alike_alone": "the other image is a neighbour, by definition"})
 @over_pairs
 def wrong_image(
-    family: Sequence[Float[Tensor, "n ..."]], pairs: Pairs, label: Int[Tensor, " n"], *, of: Paired = cosine
+    family: Sequence[Float[Tensor, "n ..."]],
+    pairs: Pairs,
+    label: Int[Tensor, " n"],
+    x: Float[Tensor, "n c h w"] | None = None,
+    mask: Bool[Tensor, "n h w"] | None = None,
+    *,
+    of: Paired = cosine,
 ) -> Iterator[Float[Tensor, " n"]]:
     """``of`` between the first model's map and the second model's map of another image of the same class.
 
     What two maps share although they explain different images: the baseline of every agreement. The
     other image is the next of that class in the examples' order, the first after the last. NaN where a
-    class has one example only.
+    class has one example only. Where ``of`` is of a part of the image, as ``on_part`` is, the part is that of
+    the first model's image, in both maps: where it lies in the other image does not matter.
 
     Args:
-        of: The agreement whose baseline this is.
+        of: The agreement, or distance, whose baseline this is; images and masks are handed on to it if it asks.
     """
+    asked = inspect.signature(of).parameters
+    first = {role: value for role, value in {"x": x, "mask": mask}.items() if value is not None and role in asked}
     partner = next_of_class(label)
     alone = partner == torch.arange(len(label), device=label.device)
     twins, one = len(family), family[0][:1].numel()
@@ -52,7 +62,8 @@ def wrong_image(
         def fetch(i: int, rows: slice = rows) -> Tensor:
             return family[i % twins][rows if i < twins else partner[rows]]
 
-        found_of = over_family(of, Maps(2 * twins, fetch), [(a, twins + b) for a, b in pairs])
+        here = {role: value[rows] for role, value in first.items()}
+        found_of = over_family(of, Maps(2 * twins, fetch), [(a, twins + b) for a, b in pairs], **here)
         for value, found in zip(values, found_of, strict=True):
             value[rows] = found
     yield from values.masked_fill(alone, torch.nan)

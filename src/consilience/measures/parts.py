@@ -34,7 +34,8 @@ def on_part(
     """``of`` between the two maps where the image is bright, or where it is not; NaN where that is fewer than 2 pixels.
 
     For images whose object is bright on black. All else is as if the maps had no other pixels: ranks are
-    those among the part's. What needs the plane, such as ``ssim``, is refused.
+    those among the part's. What needs the plane, such as ``ssim``, is refused. The part is that of the image whose
+    map is ``maps``; where ``other`` is of another image, as in ``wrong_image``, it is looked at there too.
 
     Args:
         of: The agreement, of two maps of an image and nothing else.

@@ -1,6 +1,6 @@
 """From the values of a family to rows that a person reads, each with its uncertainty."""
 
-from typing import Annotated, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -12,22 +12,25 @@ from consilience.measures.resampling import columns, example_weights, interval, 
 from consilience.rng import Rng
 from consilience.tensors import Row, Table
 
+Better = Literal["higher", "lower"]
 
-@summary(version=1)
+
+@summary(version=2)
 def calibrated_similarity(
     table: Table,
     floor: Table,
     wrong_image: Table,
     rng: Rng,
+    better: Better = "higher",
     *,
     draws: Annotated[int, Meta(ge=100)] = 1000,
     level: Annotated[float, Meta(gt=0, lt=1)] = 0.95,
 ) -> list[Row]:
     """Where a family's agreement lies between that of other images (0) and of one model explained twice (1).
 
-    ``(agreement - wrong image) / (floor - wrong image)``, each a mean over pairs and examples. Unclipped:
-    below 0 is less alike than the maps of different images. NaN where the floor is not above the
-    baseline beyond chance: there is no scale to stand on.
+    ``(agreement - wrong image) / (floor - wrong image)``, each a mean over pairs and examples; of a distance,
+    whose ``better`` is ``"lower"``, as well. Unclipped: below 0 is less alike than the maps of different
+    images. NaN where the floor is not better than the baseline beyond chance: there is no scale to stand on.
 
     One row for all pairs that differ in a single factor (``overall``), one a factor, one for pairs that
     differ in ``several``. Intervals are of a bootstrap that draws examples, and twins with all their
@@ -40,7 +43,7 @@ def calibrated_similarity(
     rows = []
     for name, chosen in columns(table):
         part, other = only(table, chosen), only(wrong_image, chosen)
-        estimate, sample = _with_bootstrap(part, floor, other, rng.common(name), draws)
+        estimate, sample = _with_bootstrap(part, floor, other, better, rng.common(name), draws)
         low, high = interval(sample, level)
         undefined = int(np.isnan(part.value.numpy()).sum())
         rows.append(Row(name, len(part.a), part.value.shape[1], undefined, estimate, low, high))
@@ -56,7 +59,7 @@ class _Means(NamedTuple):
 
 
 def _with_bootstrap(
-    table: Table, floor: Table, baseline: Table, chance: np.random.Generator, draws: int
+    table: Table, floor: Table, baseline: Table, better: Better, chance: np.random.Generator, draws: int
 ) -> tuple[float, np.ndarray]:
     """The calibrated value, and its bootstrap sample; both NaN where the floor does not clear the baseline."""
     examples = example_weights(table.value.shape[1], chance, draws)
@@ -67,7 +70,8 @@ def _with_bootstrap(
         _weighted(baseline, pairs, examples),
     )
     scale = means.floor - means.baseline
-    if np.isnan(scale).any() or np.percentile(scale[1:], 2.5) <= 0:
+    clear = scale[1:] * {"higher": 1, "lower": -1}[better]
+    if np.isnan(scale).any() or np.percentile(clear, 2.5) <= 0:
         return float("nan"), np.full(draws, np.nan)
     value = (means.agreement - means.baseline) / scale
     return float(value[0]), value[1:]

@@ -1,5 +1,6 @@
 """The audit: the questions of an experiment, asked of models that a user already has in memory."""
 
+import copy
 import hashlib
 import tempfile
 import warnings
@@ -39,6 +40,7 @@ def audit(
     background: Examples | tuple[Tensor, Tensor] | None = None,
     out: Path | str = "audit.html",
     store: Path | str | None = None,
+    device: str = "cpu",
 ) -> Path:
     """Explain the same examples with each model, and write how alike the explanations are as one page.
 
@@ -56,12 +58,13 @@ def audit(
         background: Examples for the methods that ask for them; the explained examples where none are given.
         out: The page's file.
         store: Where artifacts are kept; a temporary folder where none is given.
+        device: Where torch computes; copies of the models go there.
 
     Returns:
         The page's path.
 
     Raises:
-        SpecError: Fewer than two models, or an unknown method or measure.
+        SpecError: Fewer than two models, an unknown method or measure, or no such device here.
         DataError: Pixels outside [0, 1], or labels that do not fit.
         ModelError: A model that does not give logits, or a method that failed on it.
     """
@@ -87,6 +90,7 @@ def audit(
     place = Place(
         models={spec.digest: models[name] for name, spec in given.items()},
         handed={one.fingerprint: one for one in (known, behind)},
+        device=device,
     )
     with tempfile.TemporaryDirectory() as folder:
         return _made(experiment, folder if store is None else store, place, out)
@@ -145,18 +149,12 @@ def _given(name: str, model: nn.Module, examples: Examples) -> Given:
 
 
 def _logits(name: str, model: nn.Module, x: Tensor) -> Tensor:
-    """What a model answers in evaluation mode.
+    """What a copy of a model answers on the processor, in evaluation mode.
 
     Raises:
         ModelError: It did not give one row of logits an image.
     """
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        logits = model(x)
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+    logits = copy.deepcopy(model).cpu().eval()(x)
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x):
         found = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ModelError(

@@ -34,6 +34,8 @@ def _of_training(experiment: Experiment) -> Iterator[tuple[str, str]]:
         return
     yield "Model", base.model.label
     yield "Trained on", f"{base.data.label}, {base.epochs} epochs, batches of {base.batch_size}"
+    if base.start is not None:
+        yield "Starts from", f"{base.start.file} (content {base.start.fingerprint[:12]})"
     yield "Objective and optimiser", f"{base.objective.label}, {base.optimizer.label}"
     if base.augmentation is not None:
         yield "Augmentation", base.augmentation.label

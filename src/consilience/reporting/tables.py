@@ -147,8 +147,8 @@ def lines(study: Study) -> list[Line]:
     for goal, spec, row in summary_rows(study, "calibrated_similarity"):
         if study.kind(goal) in ("cascade", "epochs") and row["name"] == "overall":
             continue  # a mean over stages says nothing
-        if goal.measure.component.better == "lower" and finite(row["estimate"]) is None:
-            continue  # a distance, which the scale of likeness has no place for
+        if goal.measure.better == "lower" and finite(row["estimate"]) is None:
+            continue  # a distance that says nothing here: explained twice is no nearer than another image
         entries = [_in_column(part, row["name"]) for part in (spec.table, spec.wrong_image)]
         found.append(
             Line(

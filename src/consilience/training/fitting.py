@@ -5,10 +5,11 @@ from collections.abc import Callable
 from torch import Tensor
 
 from consilience.data.examples import Examples, checked
+from consilience.devices import steady
 from consilience.models.split import Normalised
 from consilience.rng import permutation
 from consilience.training.checkpoint import weights
-from consilience.training.loop import begun, steady
+from consilience.training.loop import begun
 
 
 def fit(build: Callable[[], Normalised], examples: Examples, order: int) -> dict[str, Tensor]:

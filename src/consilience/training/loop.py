@@ -6,10 +6,8 @@ so that one can be varied while the others stay, and an interrupted training nee
 An epoch's number is how many are finished: 0 is the model as it was built.
 """
 
-import contextlib
 import functools
 import math
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -19,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from consilience.data.examples import Batch, Examples, checked
+from consilience.devices import forked, seeded, steady
 from consilience.errors import DataError, ModelError, SpecError
 from consilience.rng import Rng, keyed, number, permutation, takes_rng
 from consilience.tensors import slices
@@ -143,7 +142,7 @@ def train(
             on_epoch(Progress(epoch + 1, epochs, loss, time.perf_counter() - began))
         if average_from is not None:
             batches = _batches(examples, epochs, batch_size, chances, augmentation, shuffle)
-            settle(model, standing.mean, (_on(device, batch).x for batch in batches))
+            settle(model, standing.mean, (batch.to(device).x for batch in batches))
         return Trained(weights(model), standing.kept, standing.history)
 
 
@@ -166,11 +165,11 @@ def _epoch(
 ) -> float:
     """A step for each batch; the mean loss of the model as it was when it saw an example."""
     total, seen, last, draws = 0.0, 0, math.nan, takes_rng(objective)  # found out once: a step is short
-    with _forked(device):
+    with forked(device):
         for step, batch in enumerate(batches):
-            _seed(number("noise", noise, epoch, step), device)
+            seeded(number("noise", noise, epoch, step), device)
             rng = Rng(noise, batch.ids.tolist()).at("objective").at(epoch) if draws else None
-            loss = keyed(objective, rng)(standing.model, _on(device, batch))
+            loss = keyed(objective, rng)(standing.model, batch.to(device))
             value = loss.item()
             if not math.isfinite(value):
                 raise ModelError(
@@ -186,58 +185,11 @@ def _epoch(
     return total / seen
 
 
-@contextlib.contextmanager
-def steady(device: str = "cpu") -> Iterator[None]:
-    """One torch thread and deterministic kernels inside; as it was before afterwards."""
-    threads = torch.get_num_threads()
-    strict, lenient = (
-        torch.are_deterministic_algorithms_enabled(),
-        torch.is_deterministic_algorithms_warn_only_enabled(),
-    )
-    memory: Any = torch.utils.deterministic
-    benchmark, fill = torch.backends.cudnn.benchmark, memory.fill_uninitialized_memory
-    workspace = os.environ.get("CUBLAS_WORKSPACE_CONFIG")
-    if not device.startswith("cpu"):
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # torch asks for it, NVIDIA documents it
-    torch.set_num_threads(1)
-    torch.use_deterministic_algorithms(True)
-    torch.backends.cudnn.benchmark = False
-    memory.fill_uninitialized_memory = False  # a debugging aid that costs a step 3 %
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-        torch.use_deterministic_algorithms(strict, warn_only=lenient)
-        torch.backends.cudnn.benchmark = benchmark
-        memory.fill_uninitialized_memory = fill
-        if workspace is None:
-            os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
-
-
 def begun(build: Callable[[], M], seed: int) -> M:
     """The model with the weights that a training with this seed of ``init`` begins with."""
-    with _forked("cpu"):
-        _seed(number("init", seed), "cpu")
+    with forked():
+        seeded(number("init", seed))
         return build()
-
-
-def _forked(device: str) -> contextlib.AbstractContextManager[None]:
-    """The global generators of the processor and of this device may be seeded inside; afterwards they are as before."""
-    if device == "cpu":
-        return torch.random.fork_rng(devices=[])
-    return torch.random.fork_rng(devices=[device], device_type=torch.device(device).type)
-
-
-def _seed(seed: int, device: str) -> None:
-    torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed every device there is
-    if device != "cpu":
-        accelerator = torch.get_device_module(device)
-        with accelerator.device(device):
-            accelerator.manual_seed(seed)
-
-
-def _on(device: str, batch: Batch) -> Batch:
-    return Batch._make(part if part is None else part.to(device) for part in batch)
 
 
 def _check(examples: Examples, epochs: int, batch_size: int, keep: Sequence[int], average_from: int | None) -> None:
