@@ -33,11 +33,18 @@ def fixed(build: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
             if isinstance(module, nn.Conv2d | nn.Linear):
                 nn.init.kaiming_normal_(module.weight)  # torch's own start lets the images fade
             if isinstance(module, nn.BatchNorm2d):
-                nn.init.uniform_(module.running_mean, -0.3, 0.3)
-                nn.init.uniform_(module.running_var, 0.3, 1.5)
-                nn.init.uniform_(module.weight, 0.5, 1.5)
-                nn.init.uniform_(module.bias, -0.3, 0.3)
+                learn(module, least=0.3)
     return model.eval().requires_grad_(False)
+
+
+def learn(model: nn.Module, least: float = 0.5) -> None:
+    """Give every batch norm of a model drawn statistics, scales and shifts, as if it had learnt something."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_mean, -0.3, 0.3)
+            nn.init.uniform_(module.running_var, least, 1.5)
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.uniform_(module.bias, -0.3, 0.3)
 
 
 class Call(nn.Module):

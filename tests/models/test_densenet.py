@@ -14,6 +14,7 @@ from consilience.models.split import normalised
 from consilience.rng import Rng
 from consilience.tensors import Split
 from tests import peers  # noqa: F401  (lets torchvision be imported)
+from tests.models import learn
 
 
 @functools.cache
@@ -22,12 +23,7 @@ def theirs():
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = pytest.importorskip("torchvision.models").densenet121(weights=None, num_classes=7).double()
-        for module in model.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                nn.init.uniform_(module.running_mean, -0.3, 0.3)
-                nn.init.uniform_(module.running_var, 0.5, 1.5)
-                nn.init.uniform_(module.weight, 0.5, 1.5)
-                nn.init.uniform_(module.bias, -0.3, 0.3)
+        learn(model)
         nn.init.uniform_(model.classifier.bias, -0.3, 0.3)
     return model.eval().requires_grad_(False)
 

@@ -15,6 +15,7 @@ from consilience.models.split import normalised
 from consilience.rng import Rng
 from consilience.tensors import Split
 from tests import peers  # noqa: F401  (lets torchvision be imported)
+from tests.models import learn
 
 BOTH = pytest.mark.parametrize("build", [resnet18, resnet50])
 
@@ -25,12 +26,7 @@ def theirs(name, classes=7):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = getattr(pytest.importorskip("torchvision.models"), name)(weights=None, num_classes=classes).double()
-        for module in model.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                nn.init.uniform_(module.running_mean, -0.3, 0.3)
-                nn.init.uniform_(module.running_var, 0.5, 1.5)
-                nn.init.uniform_(module.weight, 0.5, 1.5)
-                nn.init.uniform_(module.bias, -0.3, 0.3)
+        learn(model)
     return model.eval().requires_grad_(False)
 
 

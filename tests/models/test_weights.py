@@ -21,6 +21,7 @@ from consilience.models.split import normalised
 from consilience.models.squeezenet import squeezenet1_1
 from consilience.models.weights import fingerprint, read_weights, start_from
 from tests import peers  # noqa: F401  (lets torchvision be imported)
+from tests.models import learn
 
 
 def drawn(build, seed=0):
@@ -52,12 +53,7 @@ def torchvisions():
 
     def build():
         model = pytest.importorskip("torchvision.models").densenet121(weights=None).double()
-        for module in model.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                nn.init.uniform_(module.running_mean, -0.3, 0.3)
-                nn.init.uniform_(module.running_var, 0.5, 1.5)
-                nn.init.uniform_(module.weight, 0.5, 1.5)
-                nn.init.uniform_(module.bias, -0.3, 0.3)
+        learn(model)
         return model
 
     return drawn(build).eval().requires_grad_(False)
