@@ -147,14 +147,26 @@ def _divergence(one: Float[Tensor, "p n"], other: Float[Tensor, "p n"], bins: in
 def _transports(family: Sequence[Tensor], pairs: Pairs) -> list[list[float]]:
     def of_some(values: np.ndarray, held: Pairs) -> np.ndarray:
         ordered = np.sort(values, axis=2).astype(np.float64)
-        return np.stack([np.abs(ordered[a] - ordered[b]).mean(1) for a, b in held])
+        room = np.empty_like(ordered[0])
+        return np.stack([_gaps_between(ordered[a], ordered[b], room).mean(1) for a, b in held])
 
     value, pooled, found = by_pixel(family, pairs, of_some).mean(1), pooled_values(family), []
+    room = np.empty(NEAR)
     for mean, (a, b) in zip(value, pairs, strict=True):
         one, other = pooled(a), pooled(b)
-        way = sum(np.abs(one[some].astype(np.float64) - other[some]).sum() for some in slices(len(one), NEAR))
+        way = sum(_gaps_between(one[some], other[some], room).sum() for some in slices(len(one), NEAR))
         found.append([float(mean), float(way / len(one))])
     return found
+
+
+def _gaps_between(
+    one: Float[np.ndarray, "*n"], other: Float[np.ndarray, "*n"], room: Float[np.ndarray, "*m"]
+) -> Float[np.ndarray, "*n"]:
+    """How far values are apart, in double precision; they are written into the room, which stays in the cache."""
+    out: np.ndarray = room[: len(one)]
+    np.subtract(one, other, out=out, dtype=np.float64)
+    np.abs(out, out=out)
+    return out
 
 
 def _gaps(family: Sequence[Tensor], pairs: Pairs) -> list[list[float]]:
