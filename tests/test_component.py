@@ -11,7 +11,7 @@ from torch import Tensor
 from consilience import component
 from consilience.attribution.gradient import gradient
 from consilience.attribution.path import integrated_gradients
-from consilience.component import Choice, Kind, attribution, measure, read, score
+from consilience.component import Choice, Kind, attribution, measure, score
 from consilience.errors import SpecError
 
 
@@ -104,7 +104,7 @@ def test_an_unknown_role_is_refused_where_the_component_is_read():
         return maps + wallpaper
 
     with pytest.raises(SpecError, match="no role of measure is named 'wallpaper'"):
-        read(measure, odd)
+        measure.read(odd)
 
 
 def test_a_measure_of_two_models_cannot_ask_for_one_of_them():
@@ -113,7 +113,7 @@ def test_a_measure_of_two_models_cannot_ask_for_one_of_them():
         return maps + other + model
 
     with pytest.raises(SpecError, match=r"asks for one's \['model'\]"):
-        read(measure, odd)
+        measure.read(odd)
 
 
 def test_an_option_without_a_type_is_refused():
@@ -122,7 +122,7 @@ def test_an_option_without_a_type_is_refused():
         return maps + colour
 
     with pytest.raises(SpecError, match="expected typed options after the"):
-        read(measure, odd)
+        measure.read(odd)
 
 
 def test_options_may_not_be_collected():
@@ -131,7 +131,7 @@ def test_options_may_not_be_collected():
         return maps + len(options)
 
     with pytest.raises(SpecError, match="expected typed options after the"):
-        read(measure, odd)
+        measure.read(odd)
 
 
 def test_a_component_without_words_is_refused():
@@ -139,7 +139,7 @@ def test_a_component_without_words_is_refused():
         return maps
 
     with pytest.raises(SpecError, match="expected a docstring"):
-        read(measure, odd)
+        measure.read(odd)
 
 
 def test_two_components_cannot_share_a_name():
@@ -173,8 +173,8 @@ def test_columns_come_from_the_return_annotation():
         """One number."""
         return maps.sum()
 
-    assert read(measure, several).columns == {"hit": "n", "curve": "n steps"}
-    assert read(measure, one).columns == {"value": ""}
+    assert measure.read(several).columns == {"hit": "n", "curve": "n steps"}
+    assert measure.read(one).columns == {"value": ""}
 
 
 def test_an_option_s_constraint_comes_from_its_annotation():
@@ -183,7 +183,7 @@ def test_an_option_s_constraint_comes_from_its_annotation():
         return maps * share
 
     with pytest.raises(msgspec.ValidationError, match="<= 1"):
-        msgspec.convert({"share": 2.0}, read(measure, bounded).schema)
+        msgspec.convert({"share": 2.0}, measure.read(bounded).schema)
 
 
 def test_every_kind_finds_its_components_by_folder():

@@ -1,4 +1,4 @@
-"""Components: plain functions, found by folder, known by what their signatures say.
+"""Components: plain functions, found by folder, chosen by name.
 
 Before the ``*`` of a signature stands what flows in (roles, filled by the engine); after it stands
 what one chooses (options). Configuration, checks, identity, help and law tests all come from there.
@@ -9,56 +9,16 @@ import importlib
 import inspect
 import math
 import pkgutil
-import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import entry_points
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
 from consilience.errors import SpecError, unknown
+from consilience.signature import Component, read
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-
-class Component(NamedTuple):
-    """What the engine knows of a function: all of it read from its signature and its decorator."""
-
-    kind: str
-    name: str
-    function: Callable[..., Any]
-    version: int
-    paper: str | None
-    better: str | None
-    legacy: bool
-    breaks: Mapping[str, str]
-    complete: tuple[str, ...] | None
-    """Of a method that promises maps which sum to ``score(x) - score(baseline)``: the options that could break it."""
-    of: tuple[str, ...] | None
-    """Of a summary that makes sense of some measures only: their names."""
-    roles: Mapping[str, bool]
-    """Role to whether it must be there; a role with a default is only handed on."""
-    nested: Mapping[str, "Component"]
-    """Option to the component that is its default."""
-    schema: type[msgspec.Struct]
-    """Of the options that are plain values."""
-
-    @property
-    def draws(self) -> bool:
-        """Whether the function itself uses randomness, rather than handing it on."""
-        return self.roles.get("rng", False)
-
-    @property
-    def summary(self) -> str:
-        """The first sentence of the documentation."""
-        return (inspect.getdoc(self.function) or "").split("\n", 1)[0]
-
-    @property
-    def columns(self) -> dict[str, str]:
-        """Each column that comes out, to what a number in it belongs to: ``n``, ``n steps``, ``classes`` or one."""
-        returned = typing.get_type_hints(self.function, include_extras=True).get("return")
-        fields = getattr(returned, "__annotations__", None) if hasattr(returned, "_fields") else None
-        return {name: getattr(hint, "dim_str", "").strip() for name, hint in (fields or {"value": returned}).items()}
 
 
 class Choice(msgspec.Struct, frozen=True):
@@ -174,7 +134,7 @@ class Kind:
         """
 
         def register(function: F) -> F:
-            component = read(self, function)._replace(
+            component = self.read(function)._replace(
                 version=version, paper=paper, better=better, legacy=legacy, breaks=breaks or {},
                 complete=None if complete is None else tuple(complete), of=None if of is None else tuple(of),
             )  # fmt: skip
@@ -188,6 +148,10 @@ class Kind:
             return function
 
         return register
+
+    def read(self, function: Callable[..., Any]) -> Component:
+        """What the signature of a function says of it as a component of this kind."""
+        return read(self.name, function, (*self.takes, *self.needs), _registered)
 
     def names(self) -> list[str]:
         """All components of this kind, sorted; the first call imports their folder and installed plug-ins."""
@@ -238,43 +202,6 @@ class Kind:
     def by_function(self, function: Any) -> Component | None:
         """The component that this very function is, if it is one."""
         return next((c for c in self._found.values() if c.function is function), None)
-
-
-def read(kind: Kind, function: Callable[..., Any]) -> Component:
-    """A component as its signature tells it.
-
-    Raises:
-        SpecError: The signature asks for a role that this kind cannot be given, or lacks a type or a docstring.
-    """
-    where = f"{function.__module__}.{function.__name__}"
-    roles: dict[str, bool] = {}
-    nested: dict[str, Component] = {}
-    plain: list[Any] = []
-    hints = typing.get_type_hints(function, include_extras=True)
-    if not inspect.getdoc(function):
-        raise SpecError(f"{where}: expected a docstring, found none; say what comes out")
-    for name, parameter in inspect.signature(function).parameters.items():
-        missing = parameter.default is inspect.Parameter.empty
-        if parameter.kind is parameter.POSITIONAL_OR_KEYWORD:
-            if name not in (*kind.takes, *kind.needs):
-                raise SpecError(f"{where}: {unknown(f'role of {kind.name}', name, (*kind.takes, *kind.needs))}")
-            roles[name] = missing
-        elif parameter.kind is not parameter.KEYWORD_ONLY or name not in hints:
-            raise SpecError(f"{where}: expected typed options after the *, found '{parameter}'; give it a type")
-        elif component := _registered(parameter.default):
-            nested[name] = component
-        else:
-            plain.append((name, hints[name]) if missing else (name, hints[name], parameter.default))
-    if "other" in roles and (alone := roles.keys() & {"model", "source", "output", "explain", "baseline"}):
-        raise SpecError(
-            f"{where}: expected a measure of two models' maps, found it asks for one's {sorted(alone)}; drop it"
-        )
-    schema = msgspec.defstruct(
-        f"{function.__name__}_options", plain, kw_only=True, frozen=True, forbid_unknown_fields=True
-    )
-    return Component(
-        kind.name, function.__name__, function, 0, None, None, False, {}, None, None, roles, nested, schema
-    )  # fmt: skip
 
 
 def _registered(default: Any) -> Component | None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 if TYPE_CHECKING:
-    from consilience.component import Component
+    from consilience.signature import Component
 
 
 def list_verb(kind: Annotated[str | None, tyro.conf.Positional] = None, /) -> int:

@@ -7,8 +7,9 @@ from typing import IO
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from consilience.experiment.records import Spec
 from consilience.experiment.run import Event
-from consilience.experiment.specs import Explain, Measure, Predict, Spec, Summary, Train
+from consilience.experiment.specs import Explain, Measure, Predict, Summary, Train
 
 
 class Watcher:

@@ -15,7 +15,8 @@ from consilience.data.examples import Batch, Examples, checked
 from consilience.data.images import labels_and_groups
 from consilience.data.maps import maps_as_images
 from consilience.errors import DataError, ModelError, SpecError, unknown
-from consilience.experiment.specs import Average, Data, Explain, Given, Predict, Select, Spec, Subject, Train
+from consilience.experiment.records import Spec
+from consilience.experiment.specs import Average, Data, Explain, Given, Predict, Select, Subject, Train
 from consilience.experiment.store import Store
 from consilience.models.ensemble import mean_of_models, select_greedily
 from consilience.models.split import Normalised, normalised

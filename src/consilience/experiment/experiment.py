@@ -6,7 +6,7 @@ from typing import NamedTuple
 import msgspec
 
 from consilience import component
-from consilience.component import Choice, Component
+from consilience.component import Choice
 from consilience.errors import SpecError
 from consilience.experiment.families import (
     AnyFamily,
@@ -18,6 +18,7 @@ from consilience.experiment.families import (
     SideBySide,
     Source,
 )
+from consilience.experiment.records import Spec
 from consilience.experiment.specs import (
     Activate,
     Average,
@@ -29,7 +30,6 @@ from consilience.experiment.specs import (
     Predict,
     Prepared,
     Select,
-    Spec,
     Spread,
     Subject,
     Summary,
@@ -37,6 +37,7 @@ from consilience.experiment.specs import (
     comparison,
     explanation,
 )
+from consilience.signature import Component
 from consilience.tensors import Channels
 
 

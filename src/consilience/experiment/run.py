@@ -12,7 +12,8 @@ from consilience.errors import ArtifactError, ConsilienceError, DiskError
 from consilience.experiment.desk import Place
 from consilience.experiment.executors import Inline
 from consilience.experiment.experiment import Experiment
-from consilience.experiment.specs import Spec, groups, plan
+from consilience.experiment.records import Spec
+from consilience.experiment.specs import groups, plan
 from consilience.experiment.stages import make
 from consilience.experiment.store import Store
 

@@ -15,6 +15,7 @@ from consilience.devices import forked, steady
 from consilience.errors import ModelError, SpecError
 from consilience.experiment.desk import Desk, Place, batches
 from consilience.experiment.files import RowWriter, read_tensors, write_bytes, write_tensors
+from consilience.experiment.records import Spec
 from consilience.experiment.specs import (
     Activate,
     Average,
@@ -23,7 +24,6 @@ from consilience.experiment.specs import (
     Measure,
     Predict,
     Select,
-    Spec,
     Spread,
     Summary,
     Train,

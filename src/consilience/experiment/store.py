@@ -28,7 +28,7 @@ from torch import Tensor
 
 from consilience.errors import ArtifactError, DiskError, unknown
 from consilience.experiment.files import checksum, read_rows, read_tensors, write_bytes
-from consilience.experiment.specs import Spec
+from consilience.experiment.records import Spec
 
 FORMAT = {"consilience-store": 1}
 MARKER = "consilience-store.json"

@@ -7,7 +7,7 @@ import msgspec
 import torch
 from torch import Tensor
 
-from consilience.component import Choice, Component
+from consilience.component import Choice
 from consilience.errors import DataError, SpecError, unknown
 from consilience.experiment.desk import Desk, labels
 from consilience.experiment.specs import (
@@ -24,6 +24,7 @@ from consilience.experiment.specs import (
 )
 from consilience.pairs import Maps, Pairs, over_family
 from consilience.rng import Rng
+from consilience.signature import Component
 from consilience.tensors import Row, Table, prepare, rows_per_chunk, slices
 
 BLOCK_BYTES = 32 * 2**20  # of all twins' maps in float64, of the examples that are measured at a time
