@@ -22,8 +22,8 @@ def line(estimate=0.6, low=None, high=None, **rest):
         low, high = estimate - 0.01, estimate + 0.01
     row = {
         "family": "twins", "kind": "twins", "method": "gradient", "control": False, "measure": "cosine",
-        "column": "overall", "pairs": 6, "examples": 50, "undefined": 0, "agreement": 0.5, "floor": 0.9,
-        "wrong_image": 0.1, "level": 0.95,
+        "column": "overall", "pairs": 6, "examples": 50, "undefined": 0, "better": "higher",
+        "agreement": 0.5, "floor": 0.9, "wrong_image": 0.1, "level": 0.95,
     }  # fmt: skip
     return Line(**{**row, **rest}, estimate=estimate, low=low, high=high)
 

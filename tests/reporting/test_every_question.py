@@ -192,6 +192,14 @@ def test_causes_are_the_rows_of_their_summaries_with_models_by_name(made, read):
     assert "What explains the disagreement" in read.text
 
 
+def test_a_distance_is_called_one(made):
+    better = {line["measure"]: line["better"] for line in made.twin["lines"]}
+    assert better == {"cosine": "higher", "squared_distance": "lower"}
+    assert "agree-<br>ment" in made.page
+    assert "dis-<br>tance" in made.page
+    assert "Of a distance less is more alike" in made.page
+
+
 def test_the_mean_and_the_deviation_are_those_of_the_maps_above_them(made):
     found = galleries(made.experiment, Desk(made.store, Place()))
     assert [(one.family, [strip.name for strip in one.strips[-2:]]) for one in found if one.kind == "twins"] == [

@@ -93,6 +93,9 @@ def test_the_floor_is_said_in_words_for_each_method_and_by_its_ends_for_many():
     alike = said(line(method="a", floor=1.0), line(method="b", floor=1.0)).floor
     assert alike.startswith("Explained twice, one model agrees with itself at 1.00 by cosine;")
     assert said(line(floor=1.0)).floor.startswith("Explained twice, one model agrees with itself at 1.00 by cosine;")
+    assert said(line(measure="l2", better="lower", floor=0.0, wrong_image=1.02)).floor == (
+        "Explained twice, one model's maps are 0.00 apart by l2; maps of other images are 1.02."
+    )
 
 
 def factors(init, order, **rest):

@@ -83,7 +83,7 @@ def judged(study: Study) -> list[Judged]:
                     family=goal.family,
                     kind=kind,
                     measure=goal.label,
-                    better=goal.measure.component.better or "",
+                    better=goal.measure.better or "",
                     method=goal.method.label if goal.method else "",
                     control=study.control(goal),
                     member=goal.a,

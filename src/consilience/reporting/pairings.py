@@ -111,7 +111,7 @@ def distances(study: Study) -> list[Distance]:
             count, undefined, mean, low, high = _over_pairs([value[column] for value in values])
             found.append(
                 Distance(
-                    family, study.kind(one), method, study.control(one), measure, one.measure.component.better or "",
+                    family, study.kind(one), method, study.control(one), measure, one.measure.better or "",
                     column, count, undefined, mean, low, high,
                 )
             )  # fmt: skip
@@ -132,7 +132,7 @@ def represented(study: Study) -> list[Represented]:
         Represented(
             family,
             measure,
-            pairs[0].measure.component.better or "",
+            pairs[0].measure.better or "",
             "weights" if isinstance(pairs[0].spec, Measure) and pairs[0].spec.tensor else "activations",
             part,
             epoch,

@@ -44,6 +44,8 @@ class Line(msgspec.Struct):
     examples: int
     undefined: int
     """Values that are NaN, those of examples that do not meet the condition among them."""
+    better: str
+    """Of the measure: ``higher`` where more is more alike, ``lower`` where it is a distance."""
     agreement: float | None
     floor: float | None
     wrong_image: float | None
@@ -153,6 +155,7 @@ def lines(study: Study) -> list[Line]:
         found.append(
             Line(
                 **place_of(study, goal, row),
+                better=goal.measure.better or "",
                 agreement=_mean_of(entries[0], study.desk, spec.where),
                 floor=_mean_of(spec.floor, study.desk, spec.where),
                 wrong_image=_mean_of(entries[1], study.desk, spec.where),

@@ -226,8 +226,10 @@ def _floor(judged: Sequence[Line]) -> str:
             floors = _each([(line.method, line.floor) for line in there])
             others = _each([(line.method, line.wrong_image) for line in there], named=len(there) > MANY)
             said.append(
-                f"Explained twice, one model agrees with itself at {floors} by {measure}; maps of other images agree "
-                f"at {others}."
+                f"Explained twice, one model's maps are {floors} apart by {measure}; maps of other images are {others}."
+                if there[0].better == "lower"
+                else f"Explained twice, one model agrees with itself at {floors} by {measure}; maps of other images "
+                f"agree at {others}."
             )
     return " ".join(said)
 
