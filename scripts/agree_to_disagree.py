@@ -59,7 +59,7 @@ TABLE = [
 ]  # fmt: skip
 UNPUBLISHED = ["linear", "gabornet", "rbf_svm", "mlp", "small_cnn", "cnn", "hyper_batch_ensemble", "resnet18"]
 REMEDIES = ["small_cnn", "no_dropout", "swa", "ensemble", "explanation_agreement"]
-FACTORS = ["init", "order", "noise", "dropout_rate", "subset", "nothing"]
+FACTORS = ["init", "order", "noise", "dropout_rate", "subset", "everything", "nothing"]
 DISTANCES = {  # of seeds: JSD, KS, accuracy of the logistic regression
     ("base", "everything 12303"): (0.8062, 0.9744, 0.973), ("base", "everything 15135"): (0.8012, 0.9690, 0.978),
     ("base", "everything 16959"): (0.7346, 0.8890, 0.975),
@@ -152,13 +152,13 @@ def _obtained(one: Made | None, method: str, accuracy: str) -> list[str]:
 
 def factor_table(made: dict[str, Made]) -> list[str]:
     """C by factor, sound, and published where there was a column."""
-    lines = [["model", "method", *FACTORS, "nothing, row split"], ["---"] * (3 + len(FACTORS))]
-    for row in TABLE:
-        if row.file not in made or not made[row.file].there:
-            continue
-        found = made[row.file].rows(row.method, "separability", "consistency")
+    there = [row for row in TABLE if row.file in made and made[row.file].there]
+    every = [made[row.file].rows(row.method, "separability", "consistency") for row in there]
+    factors = [name for name in FACTORS if any(name in found for found in every)]
+    lines = [["model", "method", *factors, "nothing, row split"], ["---"] * (3 + len(factors))]
+    for row, found in zip(there, every, strict=True):
         cells = []
-        for factor in FACTORS:
+        for factor in factors:
             known = f" (published {row.columns[factor]:g})" if factor in row.columns else ""
             cells.append(_interval(found.get(factor)) + known if factor in found else NONE + known)
         split = made[row.file].rows(row.method, "separability_row_split", "consistency_row_split").get("nothing")
@@ -218,7 +218,9 @@ def distance_table(one: Made) -> list[str]:
              "accuracy, LDA"]  # fmt: skip
     lines = [head, ["---"] * len(head)]
     for pair, published in DISTANCES.items():
-        mine = [goal for goal in one.goals() if (goal.a, goal.b) == pair]
+        mine = [goal for goal in one.goals() if (goal.a, goal.b) == pair and goal.spec in one.store]
+        if not mine:
+            continue  # a profile with fewer seeds
         by = {goal.measure.use: goal for goal in mine}
         told = [goal for goal in mine if goal.measure.use == "separability"]
         right = {str(goal.measure.option("classifier")): f"{0.5 + one.mean(goal) / 2:.3f}" for goal in told}
@@ -242,6 +244,22 @@ def mean_table(one: Made, leave_out: Sequence[str] = ()) -> list[str]:
     for (method, measure, part), found in values.items():
         spread = f"{min(found):.3f} to {max(found):.3f}"
         lines.append([method or NONE, measure, part or NONE, f"{sum(found) / len(found):.3f}", spread, str(len(found))])
+    return _markdown(lines)
+
+
+def weight_table(one: Made) -> list[str]:
+    """How far the values of two models' tensors are apart, by epoch: mean over pairs, lowest and highest pair."""
+    values: dict[tuple[str, str], dict[str, list[float]]] = {}
+    for goal in one.goals():
+        if goal.measure.use == "weight_distance" and goal.spec in one.store:
+            tensor, _, epoch = goal.part.partition(", ")
+            values.setdefault((goal.label, tensor), {}).setdefault(epoch or "end", []).append(one.mean(goal))
+    epochs = list(dict.fromkeys(epoch for found in values.values() for epoch in found))
+    lines = [["measure", "tensor", *epochs], ["---"] * (2 + len(epochs))]
+    for (measure, tensor), found in values.items():
+        cells = (found.get(epoch, []) for epoch in epochs)
+        spread = [f"{sum(v) / len(v):.4f} ({min(v):.4f} to {max(v):.4f})" if v else NONE for v in cells]
+        lines.append([measure, f"`{tensor}`", *spread])
     return _markdown(lines)
 
 
@@ -287,6 +305,7 @@ def tables(made: dict[str, Made]) -> str:
         "The models themselves": mean_table(
             made["representations"], ("weight_distance", "cosine", "calibration_error")
         ),
+        "Their weights": weight_table(made["representations"]),
         "How it was made": recipe_table(made),
     }
     machine = f"{platform.machine()}, CPU, torch {torch.__version__}"
@@ -320,13 +339,15 @@ def main() -> int:
     chosen = parser.parse_args()
     files = sorted(file.stem for file in FOLDER.glob("*.toml") if file.stem != "common")
     chosen.out.mkdir(parents=True, exist_ok=True)
+    failed = []
     for file in [] if chosen.only_tables else (chosen.only or files):
         words = [str(FOLDER / f"{file}.toml"), "--store", str(chosen.store), "--profile", chosen.profile]
         words += [] if chosen.data is None else ["--data", str(chosen.data)]
         command = [sys.executable, "-m", "consilience"]
         where = ["--on", chosen.on, "--device", chosen.device]
-        subprocess.run([*command, "run", *words, *where], check=False)  # what failed is said, and missing below
-        subprocess.run([*command, "report", *words, "--out", str(chosen.out / f"{file}.html")], check=False)
+        for verb, rest in (("run", where), ("report", ["--out", str(chosen.out / f"{file}.html")])):
+            if subprocess.run([*command, verb, *words, *rest], check=False).returncode:
+                failed.append(f"{verb} {file}")
     store = Store(chosen.store)
     try:
         made = {f: Made(load(FOLDER / f"{f}.toml", profile=chosen.profile, data=chosen.data), store) for f in files}
@@ -340,7 +361,9 @@ def main() -> int:
         part = re.compile(re.escape(MARKS[0]) + ".*?" + re.escape(MARKS[1]), re.DOTALL)
         chosen.page.write_text(part.sub(lambda _: f"{MARKS[0]}\n\n{text}\n\n{MARKS[1]}", whole), encoding="utf-8")
     print(chosen.out / "tables.md")
-    return 0
+    if failed:
+        print(f"failed, and missing in the tables: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

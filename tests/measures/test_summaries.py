@@ -51,6 +51,23 @@ def test_pairs_that_differ_in_one_factor_make_overall_and_the_factors_and_the_ot
     }
 
 
+def test_pairs_that_differ_in_every_chance_have_a_column_and_are_all_where_no_factor_was_varied_alone():
+    every = ("init", "order", "noise", "augment")
+    pairs = [every, ("init",), ("nothing",), (*every, "dropout_rate"), every, ("init", "order")]
+    assert dict(columns(table(constant(0.5), pairs))) == {
+        "overall": [1],
+        "init": [1],
+        "nothing": [2],
+        "everything": [0, 4],
+        "several": [3, 5],
+    }
+    assert dict(columns(table(constant(0.5, 3), [every, every, ("nothing",)]))) == {
+        "overall": [0, 1],
+        "nothing": [2],
+        "everything": [0, 1],
+    }
+
+
 def test_a_distance_is_the_nearer_to_one_the_smaller_it_is():
     """An image of which nothing is known counts as little as in an agreement."""
     given = table(constant(1.0, 1)), table(constant(9.0)), Rng(0, []), "lower"

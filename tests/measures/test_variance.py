@@ -120,6 +120,15 @@ def test_a_factor_is_the_variance_over_its_values_and_the_image_half_of_what_the
     assert found["image"].estimate == pytest.approx(image / (init + image))
 
 
+def test_factors_that_only_vary_together_are_one_and_all_chances_are_everything():
+    for factors, name in ((("init", "order"), "init, order"), (("init", "order", "noise", "augment"), "everything")):
+        members = [dict.fromkeys(factors, value) for value in range(3)]
+        found = rows(constant(members, {factors: 3.0}, 1.0, {factors: 4.0}))
+        assert {name: row.estimate for name, row in found.items()} == pytest.approx(
+            {"explainer": 0.5 / 3.5, name: 1 / 3.5, "image": 2 / 3.5}
+        )
+
+
 def test_a_method_without_chance_has_no_share():
     table, floor, wrong = simulated(0, {"init": 3})
     row = rows((table, floor._replace(value=torch.zeros_like(floor.value)), wrong))["explainer"]

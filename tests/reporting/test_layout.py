@@ -21,6 +21,17 @@ def test_a_single_factor_is_not_shown_twice():
     assert [row.column for row in block.methods[0]] == ["overall"]
 
 
+def test_everything_is_shown_beside_factors_and_not_twice():
+    (block,) = blocks([line(), line(column="everything"), line(column="nothing")])
+    assert [row.column for row in block.methods[0]] == ["overall", "nothing"]
+    (block,) = blocks([line(), line(column="init"), line(column="everything")])
+    assert [row.column for row in block.methods[0]] == ["overall", "everything"]
+
+
+def test_without_a_row_of_all_pairs_there_is_no_table_of_consistency():
+    assert classified([told(column="several")], []) == []
+
+
 def test_controls_show_their_overall_row_and_fold_the_rest():
     columns = ["overall", "init", "order"]
     (block,) = blocks(

@@ -98,6 +98,15 @@ def test_the_floor_is_said_in_words_for_each_method_and_by_its_ends_for_many():
     )
 
 
+def test_of_twins_that_differ_in_every_seed_no_factor_is_named():
+    found = said(line(), line(column="everything"), line(column="nothing"))
+    assert "compared in 6 pairs that differ in every seed." in found.evidence
+    assert found.worst == "None to name: every seed was varied at once."
+    beside = said(line(), line(column="init"), line(column="everything"))
+    assert "that differ in one factor" in beside.evidence
+    assert beside.worst == "None to name: a single factor was varied."
+
+
 def factors(init, order, **rest):
     return [line(0.6, **rest), line(init, column="init", **rest), line(order, column="order", **rest)]
 

@@ -8,8 +8,8 @@ from consilience.component import architecture, dataset
 from consilience.data.views import fold_fingerprint, subset_fingerprint
 from consilience.errors import SpecError
 from consilience.experiment.specs import Data, Select, Subject, Train
+from consilience.measures.resampling import CHANCES
 
-CHANCES = ("init", "order", "noise", "augment")
 Factor = Literal["init", "order", "noise", "augment", "dropout_rate", "subset", "shuffle", "everything", "nothing"]
 """What twins may differ in: ``shuffle`` is 1 or 0, ``everything`` is all four chances at once, ``nothing`` is
 the same training run again."""

@@ -71,7 +71,7 @@ def _accuracy(rows: Tensor, train: Tensor, test: Tensor) -> Tensor:
     return ((f[0, 0, len(train) :] > 0) == (answer[len(train) :] > 0)).double().mean()
 
 
-@summary(version=1, paper="watson2022agree", legacy=True, of=("separability_row_split",))
+@summary(version=2, paper="watson2022agree", legacy=True, of=("separability_row_split",))
 def consistency_row_split(table: Table) -> list[Row]:
     """C as published: 1 minus the mean over pairs of the mean over classes. NaN where no class could be judged.
 

@@ -7,20 +7,27 @@ import numpy as np
 from consilience.tensors import Table
 
 CONTROL = "nothing"  # of twins that differ in nothing: no factor, so not among those of which a mean is taken
+CHANCES = ("init", "order", "noise", "augment")  # of a training
+EVERYTHING = "everything"  # of twins that differ in all of them
 
 
 def columns(table: Table) -> Iterator[tuple[str, list[int]]]:
     """Names of columns, and which pairs they hold: single-factor pairs together and by factor, the others apart.
 
-    Pairs that differ in nothing are a control: a column of their own, and not in the one of all factors.
+    Pairs that differ in every chance have a column of their own. Where no pair differs in one factor alone, they are
+    the column of all factors too. Pairs that differ in nothing are a control: a column of their own, and not in the
+    one of all factors.
     """
     alone = [i for i, factors in enumerate(table.differs) if len(factors) == 1]
     single = [i for i in alone if table.differs[i] != (CONTROL,)]
-    if single:
-        yield "overall", single
+    together = [i for i, factors in enumerate(table.differs) if {*factors} == {*CHANCES}]
+    if single or together:
+        yield "overall", single or together
     for factor in dict.fromkeys(table.differs[i][0] for i in [*single, *alone]):
         yield factor, [i for i in alone if table.differs[i][0] == factor]
-    several = [i for i, factors in enumerate(table.differs) if len(factors) > 1]
+    if together:
+        yield EVERYTHING, together
+    several = [i for i, factors in enumerate(table.differs) if len(factors) > 1 and i not in together]
     if several:
         yield "several", several
 

@@ -15,7 +15,7 @@ from consilience.tensors import Row, Table
 Better = Literal["higher", "lower"]
 
 
-@summary(version=2)
+@summary(version=3)
 def calibrated_similarity(
     table: Table,
     floor: Table,
@@ -87,7 +87,7 @@ def _weighted(table: Table, pairs: np.ndarray, examples: np.ndarray) -> np.ndarr
     return means
 
 
-@summary(version=1, paper="watson2022agree")
+@summary(version=2, paper="watson2022agree")
 def consistency(
     table: Table,
     null: Table,

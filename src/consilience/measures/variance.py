@@ -8,14 +8,14 @@ from jaxtyping import Float
 from msgspec import Meta
 
 from consilience.component import summary
-from consilience.measures.resampling import CONTROL, example_weights, interval, only, pair_weights
+from consilience.measures.resampling import CHANCES, CONTROL, EVERYTHING, example_weights, interval, only, pair_weights
 from consilience.rng import Rng
 from consilience.tensors import Row, Table
 
 TOGETHER = "several over their sum"
 
 
-@summary(version=1, paper="anderson2001new", of=("squared_distance",))
+@summary(version=2, paper="anderson2001new", of=("squared_distance",))
 def variance_shares(
     table: Table,
     floor: Table,
@@ -87,13 +87,15 @@ class _Part(NamedTuple):
 
 
 def _known(table: Table) -> Table:
-    """The pairs that differ in factors which some pair differs in alone; without such a factor, in one of that name.
+    """The pairs that differ in factors which some pair differs in alone; without such a factor, in one for all.
 
-    Pairs that differ in nothing are a control and no source.
+    Its name is theirs, or ``everything`` where they are all chances. Pairs that differ in nothing are a control and
+    no source.
     """
     alone = {names[0] for names in table.differs if len(names) == 1}
     if not alone:
-        return table._replace(differs=tuple((", ".join(names),) for names in table.differs))
+        named = [EVERYTHING if {*names} == {*CHANCES} else ", ".join(names) for names in table.differs]
+        return table._replace(differs=tuple((name,) for name in named))
     return only(table, [i for i, names in enumerate(table.differs) if {*names} <= alone - {CONTROL}])
 
 

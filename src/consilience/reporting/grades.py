@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
-from consilience.measures.resampling import CONTROL
+from consilience.measures.resampling import CONTROL, EVERYTHING
 from consilience.reporting.tables import Line
 
 ALIKE, UNLIKE = 0.95, 0.05  # an interval that lies wholly above, or wholly below
@@ -24,8 +24,8 @@ OPEN_TO: dict[Grade, frozenset[str]] = {
 }
 """What may be the case under each grade: two grades contradict each other where nothing may be under both."""
 
-NO_FACTOR = ("overall", "several", CONTROL)
-"""Columns that are of no factor: of all of them, of several at once, and of the same training run again."""
+NO_FACTOR = ("overall", EVERYTHING, "several", CONTROL)
+"""Columns that are of no factor: of all of them, of all chances or several factors at once, of a training run again."""
 
 LOST: tuple[Left, ...] = ("little", "nothing")
 HELD: tuple[Left, ...] = ("all", "most")

@@ -5,8 +5,9 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from consilience.measures.resampling import EVERYTHING
 from consilience.reporting.alone import Judged, Performance
-from consilience.reporting.grades import NO_FACTOR, columns
+from consilience.reporting.grades import NO_FACTOR
 from consilience.reporting.learning import of_most_images
 from consilience.reporting.pairings import Distance, Matrix, Represented, When
 from consilience.reporting.tables import COMPARED, MEETS, FamilyKind, Line, Told
@@ -123,10 +124,9 @@ def blocks(lines: Sequence[Line]) -> list[Block]:
 
 
 def _without_repeats(rows: Sequence[Line]) -> list[Line]:
-    """The rows, without that of a single factor: it is the overall row under another name."""
-    if rows and columns(rows[0], rows):
-        return list(rows)
-    return [row for row in rows if row.column in NO_FACTOR]
+    """The rows, without that of a single factor, or of everything: it is the overall row under another name."""
+    factors = [row.column for row in rows if row.column not in NO_FACTOR] or [EVERYTHING]
+    return [row for row in rows if len(factors) > 1 or row.column != factors[0]]
 
 
 def classified(told: Sequence[Told], performances: Sequence[Performance]) -> list[Classified]:
@@ -151,7 +151,8 @@ def classified(told: Sequence[Told], performances: Sequence[Performance]) -> lis
                 own = [by.get(name) for name in factors]
                 rows.append(Row(by["overall"], own, by.get("several"), floors.get(place)))
         worth = [one for one in performances if one.family == family]
-        found.append(Classified(family, measure, factors, rows, worth, (family, measure) not in largest))
+        if rows:
+            found.append(Classified(family, measure, factors, rows, worth, (family, measure) not in largest))
     return found
 
 

@@ -4,6 +4,7 @@ from collections.abc import Collection, Sequence
 
 import msgspec
 
+from consilience.measures.resampling import CONTROL, EVERYTHING
 from consilience.reporting.advice import advice
 from consilience.reporting.grades import (
     ENOUGH,
@@ -96,7 +97,7 @@ def answer(
     return Answer(
         headline=_headline(judged, overall, twins),
         methods=[_verdict(line, lines, partial) for line in judged],
-        evidence=_evidence(overall, models, twins),
+        evidence=_evidence(overall, lines, models, twins),
         floor=_floor(judged),
         worst=_worst(judged, lines),
         controls=_controls(overall, judged),
@@ -185,7 +186,7 @@ def _group(found: Left) -> str:
     return "lost" if found in LOST else "held" if found in HELD else found
 
 
-def _evidence(overall: Sequence[Line], models: int, twins: bool) -> str:
+def _evidence(overall: Sequence[Line], lines: Sequence[Line], models: int, twins: bool) -> str:
     if not overall:
         return ""
     first = {line.family: line for line in reversed(overall)}
@@ -194,10 +195,19 @@ def _evidence(overall: Sequence[Line], models: int, twins: bool) -> str:
     who = f"{models} models{'' if again else ' side by side'}"
     if again and twins:
         who += f" (a base and {_counted(models - 1, 'twin')})"
-    differ = " that differ in one factor" if again else ""
+    differ = (
+        (" that differ in every seed" if _at_once(overall, lines) else " that differ in one factor") if again else ""
+    )
     undefined = sum(line.undefined for line in overall)
     left_out = f"; {_counted(undefined, 'undefined value')} left out" if undefined else ""
     return f"{_counted(examples, 'image')} and {who}, compared in {_counted(pairs, 'pair')}{differ}{left_out}."
+
+
+def _at_once(overall: Sequence[Line], lines: Sequence[Line]) -> bool:
+    """Whether all that was varied are all chances at once."""
+    families = {line.family for line in overall}
+    varied = {line.column for line in lines if line.family in families} - {"overall", "several", CONTROL}
+    return varied == {EVERYTHING}
 
 
 def _counted(count: int, what: str) -> str:
@@ -259,7 +269,11 @@ def _worst(judged: Sequence[Line], lines: Sequence[Line]) -> str:
             groups.setdefault(label, []).append(f"{number(rows[0].estimate)} with {method}")
     if not groups:
         compared = [row.column for line in judged for row in columns(line, lines)]
-        return "None to name: no factor has a scale." if compared else "None to name: a single factor was varied."
+        if compared:
+            return "None to name: no factor has a scale."
+        if _at_once(judged, lines):
+            return "None to name: every seed was varied at once."
+        return "None to name: a single factor was varied."
     said = "; ".join(
         f"{label} ({', '.join(values)}{', intervals overlap' if ' or ' in label else ''})"
         for label, values in groups.items()
