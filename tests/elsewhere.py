@@ -17,18 +17,20 @@ from torch.utils.backend_registration import _setup_privateuseone_for_python_bac
 
 NAME = "elsewhere"
 BY_INDEX = ("aten::index", "aten::index_put_", "aten::_unsafe_index", "aten::_index_put_impl_")
+CHANCE = torch.Generator()
+"""What is drawn elsewhere is drawn from this, as a card has a generator of its own."""
 
 
 class Module(SimpleNamespace):
-    """What torch asks of ``torch.<device>``; its chance is the processor's."""
+    """What torch asks of ``torch.<device>``."""
 
     def __init__(self) -> None:
         super().__init__(
             is_available=lambda: True, is_initialized=lambda: True, _is_in_bad_fork=lambda: False,
             device_count=lambda: 1, current_device=lambda: 0, device=lambda _: contextlib.nullcontext(),
-            manual_seed=torch.default_generator.manual_seed, manual_seed_all=lambda _: None,
-            get_rng_state=lambda _=None: torch.get_rng_state(), set_rng_state=lambda state, _=None: None,
-            get_amp_supported_dtype=list,
+            manual_seed=CHANCE.manual_seed, manual_seed_all=CHANCE.manual_seed, get_amp_supported_dtype=list,
+            get_rng_state=lambda _=None: CHANCE.get_state(),
+            set_rng_state=lambda state, _=None: CHANCE.set_state(state),
         )  # fmt: skip
 
 
@@ -86,7 +88,8 @@ def carried_out(call: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any
     if device is not None:
         goes, kwargs = torch.device(device).type == NAME, {**kwargs, "device": torch.device("cpu")}
     bare, options = trees.tree_map(lambda one: one.here if isinstance(one, There) else one, (args, kwargs))
-    out, around = call(*bare, **options), {id(one.here): one for one in there}
+    with _own_chance(goes and torch.Tag.nondeterministic_seeded in call.tags):
+        out, around = call(*bare, **options), {id(one.here): one for one in there}
 
     def placed(one: Any) -> Any:
         if not isinstance(one, torch.Tensor) or isinstance(one, There) or not goes:
@@ -94,6 +97,21 @@ def carried_out(call: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any
         return around[id(one)] if id(one) in around else There(one)
 
     return trees.tree_map(placed, out)
+
+
+@contextlib.contextmanager
+def _own_chance(draws: bool) -> Iterator[None]:
+    """Inside, the processor's generator goes on where the device's stood; afterwards each has its own again."""
+    if not draws:
+        yield
+        return
+    before = torch.get_rng_state()
+    torch.set_rng_state(CHANCE.get_state())
+    try:
+        yield
+    finally:
+        CHANCE.set_state(torch.get_rng_state())
+        torch.set_rng_state(before)
 
 
 MADE_OF_NUMBERS = torch.library.Library("aten", "IMPL")  # torch.tensor([...], device=...) passes modes by

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from consilience.component import measure, read
+from consilience.component import measure
 from consilience.errors import SpecError
 from consilience.pairs import Maps, Pairs, over_family, over_pairs
 
@@ -72,7 +72,7 @@ def test_a_family_of_something_else_than_maps_may_differ_in_width():
 def test_its_signature_is_the_plain_measure_s():
     assert str(inspect.signature(product)).startswith("(maps: ")
     assert list(inspect.signature(product).parameters) == ["maps", "other", "label", "power"]
-    component = read(measure, product)
+    component = measure.read(product)
     assert list(component.roles) == ["maps", "other", "label"]
     assert component.columns == {"value": "n"}
 

@@ -1,4 +1,5 @@
 import functools
+from copy import deepcopy
 
 import pytest
 import torch
@@ -7,9 +8,10 @@ from torch import nn
 from consilience import tensors
 from consilience.attribution import adaptive
 from consilience.attribution.adaptive import adaptive_integrated_gradients, integrated_gradients_with_error
+from consilience.attribution.affine import Diverged, Prefix
 from consilience.attribution.gradient import gradient
 from consilience.attribution.path import integrated_gradients
-from consilience.attribution.scores import log_probability, logit
+from consilience.attribution.scores import log_probability, logit, probability
 from consilience.errors import ModelError, SpecError
 from consilience.tensors import Blurred
 
@@ -183,6 +185,29 @@ def test_layers_that_are_shared_change_nothing(model, monkeypatch):
         torch.testing.assert_close(shared, streamed, atol=1e-12, rtol=1e-10)
 
 
+@pytest.mark.parametrize("explain", [adaptive_integrated_gradients, integrated_gradients])
+@pytest.mark.parametrize(
+    ("place", "trouble"),
+    [("before", torch.OutOfMemoryError), ("after", torch.OutOfMemoryError), ("after", Diverged), ("after", None)],
+)
+def test_where_sharing_fails_slopes_are_streamed(explain, place, trouble, model, monkeypatch):
+    """Three rows go through, so that the layers are found; more find no memory, another way, or something undefined."""
+    work, failed = getattr(Prefix, place), []
+
+    def failing(*given):
+        if len(given[-1]) <= 3:
+            return work(*given)
+        failed.append(place)
+        if trouble is None:
+            return work(*given) * torch.nan
+        raise trouble
+
+    expected = explain(model, X, T)
+    monkeypatch.setattr(Prefix, place, failing)
+    torch.testing.assert_close(explain(model, X, T), expected, atol=1e-12, rtol=1e-10)
+    assert failed
+
+
 @pytest.mark.parametrize("budget", [1, 30_000, 10**8])
 def test_an_example_is_explained_alike_in_any_batch_and_chunk(model, budget, monkeypatch):
     expected = integrated_gradients_with_error(model, X, T)
@@ -212,6 +237,57 @@ def test_single_precision_stays_single(model):
     maps, error, _ = integrated_gradients_with_error(model.float(), X.float(), T)
     assert maps.dtype == error.dtype == torch.float32
     assert (error <= 0.02).all()
+
+
+@pytest.mark.parametrize(("dtype", "power"), [(torch.float32, -80), (torch.float32, 80), (torch.float64, -500)])
+def test_the_scale_of_the_output_changes_neither_nodes_nor_error(model, dtype, power):
+    """1e-24 in single precision, whose square it does not know, nor that of 1e24."""
+    scaled = deepcopy(model.to(dtype))
+    for parameter in scaled[-1].parameters():
+        parameter *= 2.0**power
+    expected, found = (integrated_gradients_with_error(one, X.to(dtype), T) for one in (model, scaled))
+    assert (expected.nodes > 8).any()
+    assert torch.equal(found.nodes, expected.nodes)
+    torch.testing.assert_close(found.error, expected.error)
+    torch.testing.assert_close(found.maps / 2.0**power, expected.maps)
+
+
+def test_the_stated_error_holds_for_a_probability_that_is_next_to_none(model):
+    """At log-odds of -50 the slopes of the probability are 1e-22 in length."""
+    unlikely, of = deepcopy(model), functools.partial(gradient, score=probability)
+    unlikely[-1].bias.sub_(50 * torch.eye(4)[0].double())
+    truth = integrated_gradients(unlikely, X, T * 0, of=of, steps=4096)
+    maps, error, nodes = integrated_gradients_with_error(unlikely.float(), X.float(), T * 0, score=probability)
+    assert (truth.flatten(1).norm(dim=1) < 1e-21).all()
+    assert (nodes > 8).any()
+    assert ((error > 0) & (error <= 0.02)).all()
+    assert (share(maps, truth) <= 0.02).double().mean() >= 0.9
+
+
+def test_half_precision_does_not_claim_to_be_exact(model):
+    for parameter in model[-1].parameters():
+        parameter /= 100
+    maps, error, nodes = integrated_gradients_with_error(model.half(), X.half(), T)
+    truth = integrated_gradients(model.double(), X.half().double(), T, steps=1024)
+    assert maps.dtype == error.dtype == torch.float16
+    assert (error > 0.001).all()
+    assert (nodes > 8).any()
+    assert (share(maps.double(), truth) <= 2 * error).double().mean() >= 0.8  # what it rounds is not counted
+
+
+def test_the_error_is_nan_where_no_precision_has_the_squares(model):
+    for parameter in model[-1].parameters():
+        parameter *= 1e-200
+    maps, error, _ = integrated_gradients_with_error(model, X, T)
+    assert maps.flatten(1).any(1).all()
+    assert error.isnan().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_lengths_are_those_of_double_precision_in_any(dtype):
+    most = torch.finfo(dtype).max / 2 if dtype is not torch.float64 else 1e100
+    maps = (X[:4] * torch.tensor([most, 1.0, 1e-6, 0.0]).double()[:, None, None, None]).to(dtype)
+    torch.testing.assert_close(adaptive._lengths(maps), maps.double().flatten(1).norm(dim=1), atol=0, rtol=1e-6)
 
 
 def test_no_examples_give_no_maps(model):

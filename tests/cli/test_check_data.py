@@ -1,5 +1,7 @@
 """The verb that looks into a data set: what it counts, what it finds wrong, and that it writes nothing."""
 
+import csv
+import errno
 import re
 from types import SimpleNamespace
 
@@ -106,6 +108,75 @@ def test_missing_and_damaged_images_are_counted_and_named(call, data):
     assert read.startswith("14 of 16 (all), pixels from 0 to 1, refused 2:\n")
     assert f"{ALL[0].dicom}.jpg: expected a complete image" in read
     assert f"{LOST.dicom}.jpg: expected an image, found no such file" in read
+
+
+def test_in_a_narrow_window_no_name_is_cut(call, data, monkeypatch):
+    """Cells go on in the next line, so that put together they are what was to be told."""
+    (data / "mimic_cxr" / LOST.path).unlink()
+    wide = call(WHOLE, "--data", data).found
+    monkeypatch.setenv("COLUMNS", "60")
+    said = call(WHOLE, "--data", data)
+    told = {re.sub(r"\s", "", what): re.sub(r"\s", "", found) for what, found in wide.items()}
+    narrow = re.sub(r"\s", "", "".join(said.found.values()))
+    assert LOST.path in narrow
+    assert all(found in narrow for found in told.values())
+    assert "…" not in narrow
+
+
+def written(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def row(number, one):
+    ids = {"subject_id": str(one.subject), "study_id": str(one.study), "dicom_id": one.dicom, "split": one.split}
+    return {"example": str(number), **ids}
+
+
+def test_the_images_that_are_used_are_written_down(call, data, tmp_path):
+    """Those of the split file with a label, in its order; in all parts, and in one."""
+    labelled = [one for one in ALL if one.edema in ("0.0", "1.0", "")]
+    assert call(WHOLE, "--data", data, "--ids", tmp_path / "used.csv").code == 0
+    assert written(tmp_path / "used.csv") == [row(number, one) for number, one in enumerate(labelled)]
+    call("{use = 'mimic_cxr', split = 'test'}", "--data", data, "--ids", tmp_path / "used.csv")  # replaced
+    of_test = [one for one in labelled if one.split == "test"]
+    assert written(tmp_path / "used.csv") == [row(number, one) for number, one in enumerate(of_test)]
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["used.csv"]
+
+
+def test_of_a_view_the_images_that_are_left_are_written_down(call, data, tmp_path):
+    half = "{use = 'random_subset', share = 0.5, of = {use = 'subset', count = 13, of = " + WHOLE + "}}"
+    call(half, "--data", data, "--ids", tmp_path / "used.csv")
+    labelled = [one for one in ALL if one.edema in ("0.0", "1.0", "")]
+    left = random_subset(of=lambda: subset(of=lambda: mimic_cxr(data / "mimic_cxr", split="all"), count=13), share=0.5)
+    kept = left.ids.tolist()
+    assert kept != list(range(len(kept)))
+    assert written(tmp_path / "used.csv") == [row(number, labelled[id_]) for number, id_ in enumerate(kept)]
+
+
+def test_no_half_of_the_ids_is_left_where_writing_fails(call, data, tmp_path, monkeypatch):
+    call(WHOLE, "--data", data, "--ids", tmp_path / "used.csv")
+    before = (tmp_path / "used.csv").read_bytes()
+
+    def full(_):
+        raise OSError(errno.ENOSPC, "no space left")
+
+    monkeypatch.setattr("consilience.experiment.files.os.fsync", full)
+    said = call("{use = 'mimic_cxr', split = 'test'}", "--data", data, "--ids", tmp_path / "used.csv")
+    assert said.code == 2
+    assert f"{tmp_path}: expected to write, found 'No space left on device'" in said.err
+    assert (tmp_path / "used.csv").read_bytes() == before
+
+
+def test_a_folder_for_the_ids_must_be_there(call, data, tmp_path):
+    said = call(WHOLE, "--data", data, "--ids", tmp_path / "none" / "used.csv")
+    assert said.err.endswith("used.csv: expected a folder to write into, found none; make it or name another\n")
+
+
+def test_images_without_ids_are_a_wrong_call(call, tmp_path):
+    said = call("mnist10k", "--ids", tmp_path / "used.csv")
+    assert (said.code, list(tmp_path.iterdir())) == (2, [])
+    assert "--ids: expected images with ids of their own, as of mimic_cxr, found none; leave --ids out" in said.err
 
 
 def test_of_many_missing_images_some_are_named(call, data):

@@ -10,6 +10,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from tests.elsewhere import elsewhere
+from torch import nn
 
 from consilience.attribution.path import integrated_gradients
 from consilience.cli import main as command
@@ -150,6 +152,7 @@ def test_plan_says_how_small_a_separability_the_examples_can_show(call, tiny_fil
     assert "smallest detectable" not in said.out
     said = call("plan", tiny_file, "--store", tmp_path / "absent", "--set", 'compare=["separability"]')
     assert re.search(r"^smallest detectable S: 0\.\d\d by all 30 images, ", said.out, re.MULTILINE)
+    assert re.search(r", none \(too few images\) by the [1-4] of the smallest class$", said.out, re.MULTILINE)
 
 
 def test_report_writes_a_page_and_its_twin(call, tiny_file, made, tmp_path):
@@ -308,6 +311,40 @@ def test_what_train_and_explain_refuse_is_said(call, weights, tmp_path, monkeypa
     said = call(*(word.format(weights=weights) for word in words), "--out", tmp_path / "out.safetensors")
     assert said.code == 2
     assert says in said.err
+    assert said.err.strip().count("\n") == 0
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+@pytest.fixture(params=["train", "explain", "preflight"])
+def words(request, weights, tmp_path):
+    """A verb's words, up to its device."""
+    out = ["--out", tmp_path / "out.safetensors"]
+    return {
+        "train": ["train", MODEL, DIGITS, "--epochs", 1, *out],
+        "explain": ["explain", "gradient", weights, DIGITS, "--count", 3, *out],
+        "preflight": ["preflight", "gradient", weights, DIGITS],
+    }[request.param]
+
+
+def test_a_verb_computes_where_it_is_told_to_and_finds_the_same(call, words, tmp_path, monkeypatch):
+    computed = []
+    forward = nn.Linear.forward
+    monkeypatch.setattr(nn.Linear, "forward", lambda layer, x: (computed.append(x.device.type), forward(layer, x))[1])
+    here = call(*words, "--device", "cpu")
+    assert (here.code, set(computed)) == (0, {"cpu"})
+    made = {file: read_tensors(file) for file in tmp_path.glob("out.safetensors")}
+    computed.clear()
+    with elsewhere() as device:
+        there = call(*words, "--device", device)
+    assert (there.code, there.out, set(computed)) == (0, here.out, {device})
+    for file, tensors in made.items():
+        torch.testing.assert_close(read_tensors(file), tensors, atol=1e-6, rtol=1e-5)
+
+
+def test_a_verb_refuses_a_device_that_is_not_there(call, words, tmp_path):
+    said = call(*words, "--device", "cuda:99")
+    assert said.code == 2
+    assert "--device cuda:99: expected a device that torch" in said.err
     assert said.err.strip().count("\n") == 0
     assert not (tmp_path / "out.safetensors").exists()
 

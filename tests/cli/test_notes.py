@@ -3,6 +3,8 @@
 import shutil
 
 import pytest
+import torch
+from tests.experiment.fixtures import TINY
 
 from consilience.cli import notes
 from consilience.cli.main import call
@@ -76,3 +78,50 @@ def test_a_second_run_says_the_same_as_a_look_inside(tiny_file, tmp_path, capfd,
     shutil.rmtree(tmp_path / "store" / notes.FOLDER)
     assert call("run", words) == 0
     assert capfd.readouterr().out.startswith(f"made 0, found {made.removeprefix('made ')}")
+
+
+def test_a_folder_that_cannot_be_looked_through_leaves_no_note(finished):
+    store, file, data = (finished / name for name in ("store", "experiment.toml", "data"))
+    (data / "lost").symlink_to(finished / "nowhere")
+    notes.remember(store, file, data, "smoke", (), [data], [])
+    assert known(finished, profile="smoke") is None
+
+
+@pytest.fixture
+def started(tmp_path, monkeypatch, capfd):
+    """A finished run whose trainings started from a file of weights: that file, and the run's words to what is said."""
+    monkeypatch.setattr(notes, "entry_points", lambda group: [])
+    file, path = tmp_path / "started.toml", tmp_path / "data" / "weights" / "w.pth"
+    file.write_text(TINY.replace("epochs = 1", 'epochs = 1\nweights = "w.pth"'))
+    path.parent.mkdir(parents=True)
+    first = {"fc1.weight": torch.ones(8, 784), "fc1.bias": torch.zeros(8)}
+    torch.save({**first, "fc2.weight": torch.ones(3, 8), "fc2.bias": torch.zeros(3)}, path)
+
+    def again():
+        code = call("run", [str(file), "--store", str(tmp_path / "store"), "--data", str(tmp_path / "data")])
+        return code, capfd.readouterr()
+
+    code, said = again()
+    assert code == 0
+    assert said.out.startswith("made ")
+    code, same = again()
+    assert same.out.startswith(f"made 0, found {said.out.split()[1].rstrip(',')}, in 0.0 s")
+    return path, again, said.out
+
+
+def test_weights_of_another_content_are_started_from_anew(started):
+    path, again, first = started
+    torch.save({name: tensor / 2 for name, tensor in torch.load(path, weights_only=True).items()}, path)
+    code, said = again()
+    assert code == 0
+    assert said.out.split(", in")[0] == first.split(", in")[0]  # all of it is made once more
+
+
+def test_weights_that_are_gone_are_said_to_be(started):
+    path, again, _ = started
+    path.unlink()
+    code, said = again()
+    assert code == 2
+    assert "made" not in said.out
+    assert "train.weights: " in said.err
+    assert "'w.pth'" in said.err

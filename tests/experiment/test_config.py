@@ -45,11 +45,28 @@ FAULTS = {  # what stands there, what is written instead, what the message must 
         ["controls[0].smooth_grad", "smooth_grad(of=pattern_net) needs patterns, which no stage fits yet"],
     ),
     "judge that compares": ('judge = ["accuracy"', 'judge = ["cosine"', ["judge[0].cosine", "'compare'"]),
-    "unknown family": ('"retrain"', '"retrian"', ["retrian", "$.family[0].type"]),
-    "unknown factor": ("init = [0, 1]", "inti = [0, 1]", ["inti", "$.family[0].values"]),
+    "unknown family": ('"retrain"', '"retrian"', ["did you mean 'retrain'?", "$.family[0].type"]),
+    "unknown factor": ("init = [0, 1]", "inti = [0, 1]", ["did you mean 'init'?", "$.family[0].values"]),
     "family of one": ("init = [0, 1]", "init = [0]", ["family 'twins'", "two or more different values"]),
     "families of one name": ("\n[[family]]", FAMILY + "\n[[family]]", ["family", "different names", "'twins'"]),
-    "epoch that cannot be kept": ("epochs = 1", "epochs = 2\nkeep = [2]", ["train.keep", "[2]"]),
+    "epoch that cannot be kept": (
+        "epochs = 1", "epochs = 2\nkeep = [2]", ["train.keep", "from 1 to 1, found [2]", "leave the others out"],
+    ),
+    "epoch before the first": ("epochs = 1", "epochs = 4\nkeep = [0]", ["train.keep", "from 1 to 3, found [0]"]),
+    "epoch kept twice": ("epochs = 1", "epochs = 4\nkeep = [2, 1, 1]", ["different epochs", "found [2, 1, 1]"]),
+    "epoch kept of one": ("epochs = 1", "epochs = 1\nkeep = [1]", ["train.keep: expected none where", "found [1]"]),
+    "word that is none of a few": (
+        "[train]", 'conditions = ["both"]\n[train]', ["$.conditions[0]", "there are: all, both_agree, both_right"],
+    ),
+    "word near one of a few": ("[train]", 'channels = "sumabs"\n[train]', ["$.channels", "did you mean 'sum_abs'?"]),
+    "word of a family": (
+        "[[family]]", '[[family]]\ntype = "randomised"\norder = "topdown"\n[[family]]',
+        ["$.family[0].order", "did you mean 'top_down'?"],
+    ),
+    "key of a family": ("values =", "vaules =", ["`vaules`", "did you mean 'values'?"]),
+    "preparation that is none": (
+        '"spearman"]', '{ use = "spearman", normalise = "l3" }]', ["compare[1]", "there are: l1, l2, none, rank, sign"],
+    ),
     "no TOML": ("epochs = 1", "epochs = ", ["expected TOML", "line"]),
 }  # fmt: skip
 
@@ -130,7 +147,8 @@ def test_a_profile_is_laid_over_the_file_and_single_values_over_all(tiny_file):
 
 
 def test_a_table_that_names_another_component_replaces_the_one_below(tiny_file):
-    assert load(tiny_file, changes=["train.model={use='linear'}"]).base.model.label == "linear"
+    changes = ["train.model={use='linear'}", "family=[]"]
+    assert load(tiny_file, changes=changes).base.model.label == "linear"
 
 
 def test_an_option_may_be_set_of_a_component_that_stands_there_as_a_name(tiny_file):
@@ -171,3 +189,9 @@ def test_a_file_that_extends_itself_or_nothing_is_refused(tiny_file, base):
     above.write_text(f'extends = {base}\nname = "Above"\n')
     with pytest.raises(SpecError, match=r"expected 'extends' to name|expected an experiment file"):
         load(above)
+
+
+def test_the_order_in_which_epochs_are_kept_is_no_difference(tiny_file):
+    kept = [load(tiny_file, changes=["train.epochs=4", f"train.keep={keep}"]).base for keep in ("[1, 3]", "[3, 1]")]
+    assert kept[0].digest == kept[1].digest
+    assert kept[1].keep == (1, 3)

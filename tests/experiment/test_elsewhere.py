@@ -5,7 +5,7 @@ import torch
 from tests.elsewhere import elsewhere
 
 from consilience.component import architecture, dataset, objective, optimizer
-from consilience.devices import checked_device, forked, seeded, steady
+from consilience.devices import steady
 from consilience.errors import SpecError
 from consilience.experiment.config import load
 from consilience.experiment.desk import Place, load_examples
@@ -94,23 +94,24 @@ def test_a_device_that_is_not_there_is_refused_before_anything_is_made(device, t
         run(load(tiny_file), tmp_path / "store", device=device)
 
 
-def test_kernels_elsewhere_are_deterministic_where_they_can_be_and_precise():
-    before = torch.backends.cudnn.allow_tf32
+@pytest.mark.parametrize(("place", "device"), [("cpu", "cuda"), ("elsewhere", "cpu")])
+def test_a_device_beside_a_place_on_another_one_is_refused(place, device, tmp_path, tiny_file):
+    with pytest.raises(SpecError, match=f"found {device} beside a Place whose device is {place}; give the Place alone"):
+        run(load(tiny_file), tmp_path / "store", data=Place(device=place), device=device)
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_place_names_the_device_alone_or_as_the_run_does(made, tmp_path):
+    experiment, _, there = made
+    with elsewhere() as device:
+        for options in ({}, {"device": device}):
+            assert run(experiment, there, data=Place(device=device), **options).made == 0
+
+
+def test_kernels_elsewhere_are_deterministic_where_they_can_be():
     with steady("cuda"):
         assert torch.is_deterministic_algorithms_warn_only_enabled()
-        assert not torch.backends.cudnn.allow_tf32
-    assert torch.backends.cudnn.allow_tf32 == before
     assert not torch.are_deterministic_algorithms_enabled()
     with steady():
         assert torch.are_deterministic_algorithms_enabled()
         assert not torch.is_deterministic_algorithms_warn_only_enabled()
-
-
-def test_a_device_is_seeded_and_left_as_it_was():
-    before = torch.get_rng_state()
-    with elsewhere() as device, forked(checked_device(device)):
-        seeded(5, device)
-        one = torch.rand(3, device=device).cpu()
-        seeded(5, device)
-        torch.testing.assert_close(torch.rand(3, device=device).cpu(), one)
-    assert torch.equal(torch.get_rng_state(), before)

@@ -101,6 +101,7 @@ def test_a_file_without_a_floor_gets_one_and_one_with_it_keeps_its_own(tiny, tin
         family(init=[0, 1, 1]),
         family(init=[0, -1]),
         family(init=[0, 0.5]),
+        family(shuffle=[1, 2]),
         family(dropout_rate=[0.25, 1.5]),
         Redraw(seeds=()),
         Redraw(seeds=(3,)),
@@ -257,6 +258,31 @@ def test_candidates_of_a_hyper_deep_ensemble_have_options_of_their_own(tiny):
     first = members[0].subject.source
     assert (first.size, len(first.members)) == (2, 8)
     assert {part.source.model.option("dropout") for part in first.members} == {0.1, 0.4}
+
+
+def test_a_candidate_is_trained_again_with_its_options_and_seeds_of_its_own(tiny):
+    given = Ensembles(size=2, count=2, candidates=3, search={"dropout": [0.1, 0.2, 0.3, 0.4]})
+    once, twice = (msgspec.structs.replace(given, seeds=seeds).members(tiny.base) for seeds in (1, 2))
+    trained = [[part.source for part in member.subject.source.members] for member in twice]
+    assert [len(each) for each in trained] == [6, 6]
+    assert len({train.init for each in trained for train in each}) == 12  # no seed twice, in no ensemble
+    for first, again in zip(trained, once, strict=True):
+        assert first[::2] == [part.source for part in again.subject.source.members]  # those of a single seed stay
+        assert [train.model for train in first[::2]] == [train.model for train in first[1::2]]
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (Ensembles(candidates=3, search={"dropout": []}), "expected values of 'dropout' to draw from, found none"),
+        (Ensembles(candidates=2, count=2, search={"dropout": [0.1] * 50 + [1.5]}), "mlp: Expected `float` < 1.0"),
+        (Ensembles(candidates=2, search={"droput": [0.1]}), "did you mean 'dropout'"),
+        (Ensembles(seeds=2), "expected 'candidates' of which each is trained with 2 seeds, found none"),
+    ],
+)
+def test_a_search_that_some_candidate_could_not_be_drawn_from_is_refused(tiny, given, words):
+    with pytest.raises(SpecError, match=words):
+        given.members(tiny.base)
 
 
 @pytest.mark.parametrize("given", [Folds(), Epochs(), Ensembles()], ids=["folds", "epochs", "ensembles"])

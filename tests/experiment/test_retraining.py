@@ -191,6 +191,7 @@ def test_an_ensemble_answers_and_explains_as_the_mean_of_those_that_were_chosen(
         assert isinstance(source, Average)
         chosen = desk.store.table(source)["members"]
         assert len(chosen) == 2
+        assert [answer.data for answer in source.by] == [experiment.select[1]] * 3
         batch = desk.examples(experiment.examples).batch(range(5))
         parts = torch.stack([desk.model(source.members[i])(batch.x).softmax(1) for i in chosen])
         model = desk.model(member.subject)
@@ -231,7 +232,7 @@ def test_a_kernel_machine_is_fitted_explained_and_compared(tmp_path):
         'name = "A kernel machine"\nexplain = [{ use = "integrated_gradients", steps = 4 }]\ncompare = ["cosine"]\n'
         'judge = ["accuracy"]\nsummarise = []\n[train]\ndata = { use = "subset", of = "mnist10k", count = 200 }\n'
         'model = "rbf_svm"\nepochs = 1\n[examples]\ndata = { use = "mnist10k", split = "test" }\ncount = 60\n'
-        '[[family]]\ntype = "retrain"\nvalues = { init = [0, 1], subset = [0, 1] }\n'
+        '[[family]]\ntype = "retrain"\nvalues = { order = [0, 1], subset = [0, 1] }\n'
     )
     experiment, store = load(file), tmp_path / "store"
     outcome = run(experiment, store)
@@ -241,7 +242,7 @@ def test_a_kernel_machine_is_fitted_explained_and_compared(tmp_path):
         for goal in goals(experiment, "cosine", family="twins")
         if goal.a == "base"
     }
-    torch.testing.assert_close(found["init 1"], torch.ones(60, dtype=torch.float64), atol=1e-4, rtol=0)
+    torch.testing.assert_close(found["order 1"], torch.ones(60, dtype=torch.float64), atol=1e-4, rtol=0)
     assert found["subset 1"].mean() < 0.99
     with pytest.raises(SpecError, match="is fitted at once"):
         load(file, changes=["train.epochs=2"])

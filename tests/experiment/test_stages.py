@@ -5,17 +5,33 @@ import torch
 
 from consilience.attribution.controls import random_map
 from consilience.attribution.gradient import gradient
-from consilience.component import attribution, dataset
+from consilience.component import attribution, dataset, measure
 from consilience.data.views import subset
 from consilience.errors import ModelError
 from consilience.experiment import stages
 from consilience.experiment.desk import Place, labels, load_examples
 from consilience.experiment.files import read_tensors, write_tensors
-from consilience.experiment.specs import Data, Explain, Given, Spread, Subject, groups, plan
+from consilience.experiment.specs import (
+    Activate,
+    Average,
+    Data,
+    Explain,
+    Given,
+    Measure,
+    Predict,
+    Select,
+    Spread,
+    Subject,
+    groups,
+    plan,
+)
 from consilience.experiment.stages import make, write_maps
 from consilience.experiment.store import Store
+from consilience.measures.representation import arranged
 from consilience.measures.spread import spread
+from consilience.models.cnn import small_cnn
 from consilience.models.mlp import linear
+from consilience.rng import Rng
 
 COUNT = 300  # more than a batch
 
@@ -144,3 +160,51 @@ def test_families_whose_members_stand_beside_each_other_have_a_spread_for_each_m
     assert all(len(one.of) == 4 for one in spreads)
     assert {spec.digest for spec in plan(tiny.specs())} >= {one.digest for one in spreads}
     assert [group for group in groups(spreads) if len(group) > 1] == []
+
+
+THREE = [Subject(source=Given(weights=str(index), module="", answers="")) for index in range(3)]
+
+
+def some(count):
+    return Data(choice=dataset.choose({"use": "subset", "count": count}), fingerprint=subset(count=count).fingerprint)
+
+
+def chosen(tmp_path, spec, values):
+    """What is chosen where the inputs hold these tensors."""
+    store = Store(tmp_path)
+    for one, tensors in zip(spec.by, values, strict=True):
+        with store.draft([one]) as draft:
+            write_tensors(draft / one.stage / one.digest / "data.safetensors", tensors)
+    make([spec], store.root, Place())
+    return store.table(spec)
+
+
+@pytest.mark.parametrize(("by", "best"), [("accuracy", 0), ("calibration_error", 1)])
+def test_the_best_candidate_has_the_highest_mean_or_the_lowest_where_less_is_better(tmp_path, by, best):
+    answers = [Predict(subject=one, data=some(10)) for one in THREE]
+    measures = tuple(Measure(measure=measure.choose(by), of=answer) for answer in answers)
+    means = [0.75, 0.25, 0.5]
+    note = chosen(tmp_path, Select(candidates=tuple(THREE), by=measures), [{"value": torch.tensor(m)} for m in means])
+    assert note == {"best": best, "means": means}
+
+
+def test_members_of_an_ensemble_are_those_whose_answers_help_most(tmp_path):
+    label = labels(load_examples(some(10).choice, Place()))
+    right, even = torch.nn.functional.one_hot(label, 10) * 9.0, torch.zeros(10, 10)
+    spec = Average(members=tuple(THREE), size=2, by=tuple(Predict(subject=one, data=some(10)) for one in THREE))
+    values = [{"logits": logits} for logits in (even, -right, right)]
+    assert chosen(tmp_path / "answers", spec, values) == {"members": [2, 2]}
+    halves = [{"logits": even}, *({"logits": right * (torch.arange(10) % 2 == odd)[:, None]} for odd in (0, 1))]
+    assert sorted(chosen(tmp_path / "halves", spec, halves)["members"]) == [1, 2]
+
+
+@pytest.mark.parametrize("places", [None, 3])
+def test_activations_are_of_as_many_places_of_each_example_as_are_asked_for(tmp_path, places):
+    examples = load_examples(some(4).choice, Place())
+    model, batch = small_cnn(examples.shape, 10).eval(), examples.batch(range(4))
+    layer, found = next((name, one(batch.x)) for name, one in model.named_modules() if isinstance(one, torch.nn.Conv2d))
+    spec = Activate(subject=THREE[0], data=some(4), layer=layer, places=places)
+    make([spec], tmp_path, Place(models={THREE[0].source.digest: model}))
+    rows = Store(tmp_path).tensors(spec)["activations"]
+    assert len(rows) == 4 * (places or found.shape[2] * found.shape[3])
+    torch.testing.assert_close(rows, arranged(found.detach(), places, Rng(0, range(4))))

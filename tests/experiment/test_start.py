@@ -30,6 +30,17 @@ from consilience.training.optimizers import sgd
 HEAD = {"fc2.weight", "fc2.bias"}
 FILE = TINY.replace("epochs = 1", 'epochs = 1\nweights = "thirds.pth"\noptimizer = { use = "sgd", lr = 0.01 }')
 """The tiny experiment, started from what a network of its kind learnt about three classes of digits."""
+DEEP = (
+    FILE.replace("batch_size = 20", "batch_size = 20\nselect.data = { use = 'subset', count = 20 }")
+    + """
+[[family]]
+type = "ensembles"
+size = 2
+count = 2
+candidates = 3
+search = { hidden = [[8], [9]], dropout = [0.0, 0.5] }
+"""
+)
 
 
 @pytest.fixture(scope="module")
@@ -175,6 +186,39 @@ def test_weights_that_cannot_be_started_from_are_one_error_that_names_the_file(f
     assert "\n" not in message
     for word in words:
         assert word in message
+
+
+def test_weights_that_do_not_fit_a_candidate_of_a_search_are_refused_when_the_file_is_read(file, thirds):
+    file.write_text(DEEP)
+    with pytest.raises(ModelError) as caught:
+        load(file, data=thirds.folder)
+    message = str(caught.value)
+    assert message.startswith(f"{file}: family 'averaging ensembles', mlp(")
+    assert "hidden=(9,)): thirds.pth: expected a tensor for each of the model's" in message
+    assert "'fc1.weight' of [9, 784]" not in message
+    assert "'fc1.weight' of [8, 784] where the model has [9, 784]" in message
+    assert "\n" not in message
+
+
+def test_candidates_that_the_weights_fit_start_from_them(file, thirds):
+    file.write_text(DEEP.replace("[[8], [9]]", "[[8]]"))
+    experiment = load(file, data=thirds.folder)
+    members = experiment.members_of(experiment.families[1])
+    sources = [one.source for member in members for one in member.subject.source.members]
+    assert {source.model.option("dropout") for source in sources} == {0.0, 0.5}
+    assert {source.start for source in sources} == {experiment.base.start}
+
+
+def test_a_network_that_reads_maps_starts_from_no_weights(file, thirds, desk):
+    reads = "[explanation_accuracy]\ndata = { use = 'mnist10k' }\ncount = 20\nepochs = 1\n[[family]]"
+    file.write_text(FILE.replace("[[family]]", reads))
+    experiment = load(file, data=thirds.folder)
+    asked = [goal.spec.of for goal in experiment.goals() if goal.part == "read from the map alone"]
+    assert asked
+    for answers in asked:
+        assert answers.subject.source.start is None
+        assert answers.data.maps.subject.source.start == experiment.base.start
+        assert answers.subject.source.data.maps.subject.source.start == experiment.base.start
 
 
 def test_weights_for_as_many_classes_are_taken_whole_where_init_is_not_varied(file, thirds, desk):

@@ -69,6 +69,21 @@ def test_a_group_is_absent_until_it_is_complete(tiny, copied):
     assert store.drafts() == []
 
 
+def test_what_another_device_began_is_begun_anew(tiny, tmp_path):
+    store, spec = Store(tmp_path), plan(tiny.specs())[0]
+
+    def interrupted(device):
+        with contextlib.suppress(RuntimeError), store.draft([spec], device) as draft:
+            there = {path.name for path in (draft / spec.stage / spec.digest).iterdir()}
+            (draft / spec.stage / spec.digest / device).touch()
+            raise RuntimeError("half way")
+        return there
+
+    assert [interrupted(device) for device in ("cuda", "cuda", "cpu", "cpu", "cuda")] == [
+        set(), {"cuda"}, set(), {"cpu"}, set()
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("moved", [0, 1, 2])
 def test_a_commit_that_was_cut_between_its_renames_is_finished_by_whoever_opens_the_store(tiny, copied, made, moved):
     group = [spec for spec in plan(tiny.specs()) if spec.stage == "predict"][:2]

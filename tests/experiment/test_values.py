@@ -1,13 +1,16 @@
 """What a measure asks for is fetched, or said not to be there."""
 
 import pytest
+import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from consilience.component import measure
 from consilience.errors import SpecError
 from consilience.experiment.desk import Desk, Place
 from consilience.experiment.specs import Given, Predict, Prepared, Subject, comparison, explanation
 from consilience.experiment.store import Store
-from consilience.experiment.values import fetch
+from consilience.experiment.values import fetch, measured
 
 
 @pytest.mark.parametrize(
@@ -40,3 +43,18 @@ def test_a_fault_inside_is_not_taken_for_something_absent(tiny, made, monkeypatc
     spec = comparison(Prepared(measure=measure.choose("accuracy")), maps)
     with pytest.raises(KeyError, match="a fault"):
         fetch("target", spec, Desk(Store(made), Place()))
+
+
+def seen(
+    maps: Tensor, other: Tensor, x: Tensor | None = None, mask: Tensor | None = None, logits: Tensor | None = None
+) -> Float[Tensor, " n"]:
+    """Which of its optional roles were filled, as a number."""
+    return torch.full((len(maps),), float(sum(2**i for i, role in enumerate((x, mask, logits)) if role is not None)))
+
+
+def test_a_role_with_a_default_is_filled_where_there_is_something(tiny, made, monkeypatch):
+    monkeypatch.setitem(measure._found, "seen", measure.read(seen)._replace(version=1))
+    maps = explanation(Subject(source=tiny.base), tiny.methods[0], tiny.examples, 0)
+    spec = comparison(Prepared(measure=measure.choose("seen")), maps, maps)
+    ((_, found),) = measured([spec], Desk(Store(made), Place()))
+    assert (found["value"] == 1).all(), "the images, but no masks and no logits, which there are not"

@@ -189,29 +189,40 @@ def test_a_pair_among_others_is_fitted_as_by_itself():
 
 
 @pytest.mark.parametrize(
-    ("images", "pixels", "pairs", "chosen"),
+    ("images", "pixels", "chosen"),
     [
-        (50, 784, 3, False),  # the steps are shared by too few
-        (50, 784, 4, True),
-        (200, 784, 1, True),  # products of all rows would cost more than the steps
-        (200, 196, 1, False),
-        (200, 196, 2, True),
-        (20, 784, 45, False),  # so few rows are turned at once
-        (500, 36, 45, False),  # and so few pixels
-        (50, 112**2, 45, False),  # so large that few go side by side
+        (50, 784, True),
+        (200, 196, True),
+        (20, 784, False),  # so few rows are turned at once
+        (500, 36, False),  # and so few pixels
+        (50, 112**2, False),  # so large that few go side by side
     ],
 )
-def test_lockstep_is_chosen_where_enough_is_shared(images, pixels, pairs, chosen):
+def test_lockstep_is_chosen_where_much_is_shared(images, pixels, chosen):
     plan, way = plan_of(torch.arange(images), torch.arange(images), Rng(0, []), 3, 1, 0, None), learner("logistic", 1.0)
     alone = holding_out.portion_of(plan, pixels).pairs
-    assert bool(holding_out._in_lockstep(plan, pixels, way, pairs)) == chosen
-    abreast = holding_out.pairs_abreast(plan, pixels, way, pairs)
-    assert abreast == (holding_out._in_lockstep(plan, pixels, way, pairs) if chosen else alone)
+    assert bool(holding_out._in_lockstep(plan, pixels, way)) == chosen
+    abreast = holding_out.pairs_abreast(plan, pixels, way)
+    assert abreast == (holding_out._in_lockstep(plan, pixels, way) if chosen else alone)
+
+
+def test_a_pair_is_fitted_alone_as_among_others():
+    """Each is fitted in the same way, and to the same margins but for what the optimum is known to."""
+    family = family_of(60, 80, 0.3)
+    plan = plan_of(torch.arange(60), torch.arange(60), Rng(0, []), 3, 1, 0, None)
+    portion, answer = holding_out.portion_of(plan, 80), torch.arange(120)[None] >= 60
+
+    def margins(maps, pairs):
+        places = torch.tensor(pairs)
+        return holding_out.margins_of_held_out(maps, places, plan, 0, answer, learner("logistic", 1.0), portion)
+
+    for (a, b), among in zip(PAIRS, margins(family, PAIRS), strict=True):
+        assert_alike(margins(family[[a, b]], [(0, 1)])[0, 0], among[0], plan.fold[0])
 
 
 def test_small_maps_and_other_classifiers_do_not_go_in_lockstep(monkeypatch):
     monkeypatch.setattr(lockstep, "held_out", lambda *_: pytest.fail("in lockstep"))
     given = {"label": torch.zeros(40).long(), "groups": torch.arange(40), "rng": Rng(0, range(40)), "permutations": 0}
-    for pixels, options in ((100, {}), (900, {"classifier": "lda"}), (900, {"c": "cross_validated", "folds": 2})):
+    for pixels, options in ((40, {}), (900, {"classifier": "lda"}), (900, {"c": "cross_validated", "folds": 2})):
         a, b = family_of(40, pixels, 2.0, models=2)
         assert separability(a, b, **given, **options).value.isfinite().all()

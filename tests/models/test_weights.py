@@ -165,6 +165,16 @@ def test_torchvisions_densenet_starts_ours_from_its_file(tmp_path, channels):
     torch.testing.assert_close(ours.features(x), theirs.features(x.expand(-1, 3, -1, -1)), atol=1e-5, rtol=1e-9)
 
 
+def test_a_model_whose_own_names_have_the_prefix_starts_from_its_own_state_dict():
+    model, given = nn.DataParallel(cnn(seed=1)), trained(nn.DataParallel(cnn()))
+    started = start_from(model, given, "file")
+    assert started.loaded == tuple(given)
+    assert all(torch.equal(tensor, given[name]) for name, tensor in model.state_dict().items())
+    inner = nn.ModuleDict({"module": nn.Linear(3, 2), "head": nn.Linear(2, 2)})
+    start_from(inner, {f"module.{name}": torch.ones_like(t) for name, t in inner.state_dict().items()}, "file")
+    assert all((tensor == 1).all() for tensor in inner.state_dict().values())
+
+
 def test_the_prefix_of_a_parallel_training_is_dropped():
     given = trained(cnn())
     model, other = cnn(seed=1), cnn(seed=1)
@@ -221,6 +231,19 @@ REFUSED = {  # what is done to the weights of a small network for 3 channels, an
         changed(conv1__bias=lambda given: given["conv1.bias"].to(torch.complex64)),
         ["'conv1.bias' of torch.complex64"],
     ),
+    "complex head of other classes": (
+        changed(
+            fc1__weight=lambda given: given["fc1.weight"][:2].to(torch.complex64),
+            fc1__bias=lambda given: given["fc1.bias"][:2],
+        ),
+        ["'fc1.weight' of torch.complex64 where the model has torch.float32"],
+    ),
+    "whole numbers in a head of other classes": (
+        changed(
+            fc1__weight=lambda given: given["fc1.weight"][:2], fc1__bias=lambda given: given["fc1.bias"][:2].long()
+        ),
+        ["'fc1.bias' of torch.int64 where the model has torch.float32"],
+    ),
     "one of them under another name": (
         lambda given: {("module." if name == "fc1.bias" else "") + name: tensor for name, tensor in given.items()},
         ["no 'fc1.bias'", "'module.fc1.bias', which"],
@@ -250,6 +273,12 @@ def test_what_does_not_fit_is_one_error_and_changes_nothing(why):
     for word in words:
         assert word in message
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_complex_filters_are_not_summed_over_channels():
+    given = {name: tensor.to(torch.complex64) for name, tensor in cnn(3).state_dict().items()}
+    with pytest.raises(ModelError, match=r"'conv1.weight' of torch.complex64 where the model has torch.float32"):
+        start_from(cnn(1), given, "file")
 
 
 def test_only_the_first_convolution_is_summed_over_channels():
@@ -351,6 +380,7 @@ DAMAGED = {
     "text in the state dict": ("pth", lambda path: torch.save({"state_dict": {"a": "ones"}}, path)),
     "sparse": ("pth", lambda path: torch.save({"a": torch.eye(3).to_sparse()}, path)),
     "nothing": ("pth", lambda path: torch.save({}, path)),
+    "no values": ("pth", lambda path: torch.save({"a": torch.ones(3, device="meta")}, path)),
     "nothing held": ("pth", lambda path: torch.save({"model": {}}, path)),
 }
 
@@ -384,9 +414,37 @@ def test_what_is_wrong_in_a_file_is_named(tmp_path):
     torch.save({"a": torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8)}, path)
     with pytest.raises(DataError, match="found a tensor that is sparse or quantised under 'a'"):
         read_weights(path)
+    torch.save({3: torch.ones(3)}, path)
+    with pytest.raises(DataError, match="found a tensor under 3;"):
+        read_weights(path)
+    torch.save({"a": torch.ones(3, device="meta")}, path)
+    with pytest.raises(DataError, match="found a tensor without values, of the meta device, under 'a'"):
+        read_weights(path)
+    torch.save({"state_dict": {}, "model": {}}, path)
+    with pytest.raises(DataError, match="found no tensor;"):
+        read_weights(path)
+
+
+def test_of_two_holders_the_first_that_holds_something_is_read(tmp_path):
+    path, one, two = tmp_path / "weights.pth", {"a": torch.ones(1)}, {"b": torch.ones(1), "c": torch.ones(1)}
+    for held, name in (({"state_dict": {}, "model": one}, "a"), ({"model": two, "state_dict": one}, "a")):
+        torch.save(held, path)
+        assert list(read_weights(path)) == [name]
 
 
 # Fingerprints
+
+
+def test_a_view_has_the_fingerprint_of_its_values():
+    values = torch.tensor([1 + 2j, 3 - 4j])
+    assert values.conj().is_conj()
+    negative = values[:1].conj().imag
+    assert negative.is_neg()
+    assert fingerprint({"a": values.conj()}) == fingerprint({"a": torch.tensor([1 - 2j, 3 + 4j])})
+    assert fingerprint({"a": negative}) == fingerprint({"a": torch.tensor([-2.0])})
+    single = torch.arange(4.0)[2::2][:1]
+    assert single.stride() == (2,)
+    assert fingerprint({"a": single}) == fingerprint({"a": torch.tensor([2.0])})
 
 
 def test_a_fingerprint_is_of_names_types_shapes_and_values_alone(tmp_path):

@@ -38,7 +38,7 @@ def told(consistency=0.4, **rest):
     row = {
         "family": "twins", "kind": "twins", "method": "gradient", "control": False, "measure": "separability",
         "column": "overall", "pairs": 6, "examples": 50, "undefined": 0, "low": consistency - 0.05,
-        "high": consistency + 0.05, "level": 0.95, "null": 0.97, "p": 0.05,
+        "high": consistency + 0.05, "level": 0.95, "smallest": 0.37, "null": 0.97, "p": 0.05,
     }  # fmt: skip
     return Told(consistency=consistency, **{**row, **rest})
 

@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from tests.elsewhere import elsewhere
 from torch import nn
 
 from consilience import audit
@@ -80,6 +81,24 @@ def test_a_store_that_is_named_keeps_what_was_made(tmp_path):
 def test_examples_are_taken_as_they_are(tmp_path):
     page = twin_of({"a": network(0), "b": network(1)}, tmp_path, examples=subset(count=12))
     assert overall(page, "models")["examples"] == 12
+
+
+def test_examples_and_models_may_lie_on_the_device_where_they_are_explained(tmp_path):
+    models, background = {"a": network(0), "b": network(1)}, (BATCH.x[:5], BATCH.label[:5])
+    options = {"methods": ["expected_gradients"], "store": tmp_path / "here"}
+    here = twin_of(models, tmp_path, background=background, **options)
+    with elsewhere() as device:
+        x, label, *behind = (part.to(device) for part in (BATCH.x, BATCH.label, *background))
+        options |= {"store": tmp_path / "there", "background": tuple(behind), "device": device}
+        there = twin_of({"a": models["a"].to(device), "b": models["b"]}, tmp_path, examples=(x, label), **options)
+    assert (here["made"]["device"], there["made"]["device"]) == ("cpu", device)
+    one, other = (overall(page, "models", "expected_gradients")["estimate"] for page in (here, there))
+    assert one == pytest.approx(other, abs=1e-5)
+
+
+def test_an_audit_on_a_device_that_is_not_there_is_one_clear_error(tmp_path):
+    with pytest.raises(SpecError, match="--device cuda:99: expected a device that torch"):
+        twin_of({"a": network(0), "b": network(1)}, tmp_path, device="cuda:99")
 
 
 @pytest.mark.parametrize(

@@ -192,6 +192,33 @@ def test_causes_are_the_rows_of_their_summaries_with_models_by_name(made, read):
     assert "What explains the disagreement" in read.text
 
 
+def test_the_medoid_of_a_mode_is_marked_among_the_pictures(made, read):
+    """Of each family that which its row names; twins of which not every two are compared have no modes."""
+    marked = {
+        (one.family, strip.name.partition(", medoid of ")[0])
+        for one in galleries(made.experiment, Desk(made.store, Place()))
+        for strip in one.strips if ", medoid of " in strip.name
+    }  # fmt: skip
+    told = {
+        (row["family"], row["column"].rpartition("(medoid ")[2].removesuffix(")"))
+        for row in made.twin["causes"]
+        if row["condition"] == "all" and row["method"] == "gradient" and "(medoid " in row["column"]
+    }
+    assert marked == told
+    assert len(marked) >= 2
+    assert all(f"{name}, medoid of the one mode" in read.text for _, name in marked)
+    assert "its maps stand for theirs" in read.text
+
+
+def test_the_answers_after_every_kept_epoch_are_in_the_store(made):
+    judged = [one for one in made.experiment.goals() if (one.family, one.measure.use) == ("epochs", "accuracy")]
+    answers = {goal.spec.of.subject.epoch: made.store.tensors(goal.spec.of)["logits"] for goal in judged}
+    assert {epoch: list(logits.shape) for epoch, logits in answers.items()} == {
+        None: [20, 10], 1: [20, 10], 2: [20, 10]
+    }  # fmt: skip
+    assert not torch.equal(answers[1], answers[2])
+
+
 def test_a_distance_is_called_one(made):
     better = {line["measure"]: line["better"] for line in made.twin["lines"]}
     assert better == {"cosine": "higher", "squared_distance": "lower"}

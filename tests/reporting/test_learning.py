@@ -15,11 +15,13 @@ from consilience import Store, component, load, report, run
 from consilience.data.examples import Arrays
 from consilience.experiment.desk import Desk, Place
 from consilience.experiment.specs import Data, Prepared
+from consilience.measures.power import smallest_detectable
 from consilience.reporting.curves import COLOURS, GREY, INK
 from consilience.reporting.grades import number
 from consilience.reporting.html import rendered
 from consilience.reporting.layout import classified
 from consilience.reporting.learning import learning_charts, of_most_images, sizes
+from consilience.reporting.tables import _smallest
 from consilience.reporting.verdicts import answer
 
 EXPERIMENT = """
@@ -243,6 +245,21 @@ def test_the_numbers_of_the_curves_are_those_of_the_twin(made):
     across = [float(one.get("x")) for one in root.iter("text") if one.get("text-anchor") == "middle"]
     share = (across[1] - across[0]) / (across[2] - across[0])
     assert share == pytest.approx(math.log(4 / 3) / math.log(6 / 3), abs=0.002)
+
+
+def test_beside_c_stands_what_one_pair_with_as_many_judged_images_can_show(made):
+    rows = [row for row in made[2]["told"] if row["column"] == "overall" and row["size"] and not row["control"]]
+    judged = {3: 30, 4: 40, None: 60}
+    assert {row["kind"] for row in rows} == {"twins", "floor"}
+    for row in rows:
+        n = judged[row["size"]["count"]]
+        assert row["undefined"] == row["pairs"] * (60 - n)
+        assert row["smallest"] == smallest_detectable(n)
+
+
+def test_where_too_few_images_are_judged_none_is_the_smallest_that_they_show():
+    assert [_smallest(n) for n in (0, 4)] == [None, None]
+    assert _smallest(5) == smallest_detectable(5) == pytest.approx(2 * 0.8 ** (1 / 5) - 1)
 
 
 def test_a_measure_without_a_companion_has_no_curve_and_smaller_tables_are_folded(made):

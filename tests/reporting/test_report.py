@@ -9,12 +9,14 @@ import msgspec
 import pytest
 import torch
 from tests.reporting.reading import Reading
-from tests.reporting.rows import HOSTILE
+from tests.reporting.rows import HOSTILE, represented
 from tests.reporting.test_charts import contrast, rgb
 
 from consilience import report
 from consilience.errors import DiskError
 from consilience.experiment.desk import Desk, Place
+from consilience.experiment.specs import Weights
+from consilience.reporting.choices import chosen
 from consilience.reporting.grades import number
 from consilience.reporting.html import breakable, reference, rendered
 from consilience.reporting.page import page_of
@@ -136,7 +138,7 @@ def test_consistency_stands_as_one_row_a_method_with_the_numbers_of_the_twin(str
     every = [
         (row["method"], row["measure"],
          ("explained twice" if row["kind"] == "floor" else row["column"]) + of(row),
-         number(row["consistency"]), interval(row), number(row["null"]), number(row["p"], 3),
+         number(row["consistency"]), interval(row), number(row["smallest"]), number(row["null"]), number(row["p"], 3),
          *(str(row[key]) for key in ("pairs", "examples", "undefined")))
         for row in twin["told"]
     ]  # fmt: skip
@@ -290,3 +292,23 @@ def test_every_paper_behind_the_page_is_cited(written):
 
 def test_long_names_may_be_broken_between_their_words_and_are_escaped():
     assert breakable("integrated_gradients(of=<b>)") == "integrated_<wbr>gradients(<wbr>of=&lt;b&gt;)"
+
+
+def test_a_page_names_the_weights_from_which_trainings_started_and_their_content(written):
+    assert "Starts from" not in chosen(written.experiment)
+    start = Weights.lying("photos.pth", "0123456789abcdef")
+    base = msgspec.structs.replace(written.experiment.base, start=start)
+    said = chosen(msgspec.structs.replace(written.experiment, base=base))
+    assert said["Starts from"] == "photos.pth (content 0123456789ab)"
+
+
+def test_a_layer_that_is_undefined_for_pairs_is_counted_also_where_it_is_for_all(strained_page):
+    page, _ = strained_page
+    none = {"mean": None, "low": None, "high": None}
+    rows = [represented(), represented("fc1", undefined=2), represented("fc2", undefined=6, **none)]
+    read = Reading(rendered(msgspec.structs.replace(page, represented=[*rows, represented(epoch=1)]), []))
+    assert [cells[1:] for cells in read.rows("represented")] == [
+        ("0.900 0.800\u20131.000", "0.900 0.800\u20131.000"),
+        ("\u2013", "0.900 0.800\u20131.000 2 undefined"),
+        ("\u2013", "\u2013 6 undefined"),
+    ]

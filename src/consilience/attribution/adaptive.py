@@ -1,9 +1,9 @@
 """Integrated Gradients to a stated error: each example gets as many nodes as its own map needs, where it needs them.
 
-The line is cut into four sections. The parts of a section are halved, 1, 2, 4, 8, ..., so that the nodes of the
-trapezoid rule stay nodes, until the *map* agrees with the one before; first those that change it most for their nodes.
-That a map's sum is complete says little: errors of single pixels cancel in it. A place ``u`` on the line is its point
-``u ** 1.5``: nodes are closer to each other near the baseline, where slopes change fastest.
+The line is cut into four sections, and each section into 1, 2, 4, 8, ... parts: every part is cut in half, so that the
+nodes of the trapezoid rule stay nodes, until the *map* agrees with the one before; first in the sections that change it
+most for their nodes. That a map's sum is complete says little: errors of single pixels cancel in it. A place ``u`` on
+the line is its point ``u ** 1.5``: nodes are closer to each other near the baseline, where slopes change fastest.
 """
 
 import functools
@@ -28,6 +28,7 @@ GRADE = 1.5  # of the line's points by place; evenly in the root (2) is worse fo
 SECTIONS, USUAL = 4, 16  # parts of the line that are refined apart; nodes that most examples of small networks need
 LEAST = 2 * SECTIONS  # nodes of the first estimate: the sections' ends and middles
 LITTLE = 1 / 16  # of the best section's gain a node, and less: not worth its nodes yet
+SMALL = 1e-12  # length of a map, also to one over it, that single precision squares without loss
 BLOCK, BLOCK_BYTES = 16, 4 * 2**20  # examples that are refined together, as far as their pixels take no more
 
 # The slope of a network of piecewise linear parts jumps on the line. The trapezoid rule moves each jump to the middle
@@ -45,12 +46,16 @@ class Estimate(NamedTuple):
 
     maps: Float[Tensor, "n c h w"]
     error: Float[Tensor, " n"]
-    """In nine cases of ten, the most that the length of the map's error is, as a share of the map's own."""
+    """In nine cases of ten, the most that the length of the map's error is, as a share of the map's own.
+
+    It is the quadrature's; what a model rounds, most of it in half precision, is not counted. NaN where the map is, and
+    where double precision has no squares as small as the map's, below lengths of 1e-162.
+    """
     nodes: Int[Tensor, " n"]
     """Slopes that were taken of each example."""
 
 
-@attribution(version=2, paper="sundararajan2017axiomatic", complete=())
+@attribution(version=3, paper="sundararajan2017axiomatic", complete=())
 def adaptive_integrated_gradients(
     model: nn.Module,
     x: Float[Tensor, "n c h w"],
@@ -117,7 +122,10 @@ def _means(
 ) -> Means:
     """Mean slopes on the lines of a block, with the shared layers as long as the model keeps to them."""
     plain = functools.partial(gradient, score=score)
-    lines = None if prefix is None else lines_of(prefix, x, start)
+    try:
+        lines = None if prefix is None else lines_of(prefix, x, start)
+    except torch.OutOfMemoryError:  # streaming takes less at once
+        lines = None
 
     def means(rows: Tensor, places: Tensor) -> Tensor:
         at, weights = places**GRADE, _density(places) / places.shape[1]
@@ -136,7 +144,7 @@ class _Sections(NamedTuple):
     maps: Float[Tensor, "n s c h w"]
     """Its part of the map."""
     steps: Float[Tensor, "n s"]
-    """Squared length of its last two steps, in the mean of them and for as many parts."""
+    """Squared length of its last two steps, in the mean of them and for as many parts; in double precision."""
     parts: Int[Tensor, "n s"]
     """Parts that it is cut into."""
     weights: Float[Tensor, "n s"]
@@ -159,7 +167,8 @@ def _refined(means: Means, way: Float[Tensor, "n c h w"], tolerance: float, most
         maps = sections.joined()
         error = STEP_TO_ERROR * _share(sections.steps.sum(1).sqrt(), maps)
         todo = _worthwhile(sections, error, tolerance, most)
-    return Estimate(maps, error, sections.parts.sum(1))
+    told = (error != 0) | (maps.flatten(1).abs().amax(1) == 0)
+    return Estimate(maps, error.where(told, torch.nan).to(maps.dtype), sections.parts.sum(1))
 
 
 def _begun(means: Means, way: Float[Tensor, "n c h w"]) -> _Sections:
@@ -171,7 +180,8 @@ def _begun(means: Means, way: Float[Tensor, "n c h w"]) -> _Sections:
         one[:, 1:] += one[:, :-1].clone()  # the baseline itself counts nothing
         one /= 2 * SECTIONS
     maps *= way[:, None]
-    return _Sections(maps, torch.zeros_like(weights), torch.ones_like(weights, dtype=torch.int64), weights)
+    steps, parts = torch.zeros_like(weights, dtype=torch.float64), torch.ones_like(weights, dtype=torch.int64)
+    return _Sections(maps, steps, parts, weights)
 
 
 def _halve(
@@ -182,7 +192,7 @@ def _halve(
     places = (section[:, None] + midpoints(count).to(way)) / SECTIONS
     before = sections.maps[some]
     after = means(rows, places).mul_(way[rows]).mul_(0.5 / SECTIONS).add_(before, alpha=0.5)
-    step = (after - before).flatten(1).norm(dim=1).square()
+    step = _lengths(after - before).square()
     if count > 1:
         step = (step + sections.steps[some] / 4) / 2  # two of them scatter less
     sections.maps[some], sections.parts[some], sections.steps[some] = after, 2 * count, step
@@ -212,4 +222,14 @@ def _worthwhile(sections: _Sections, error: Float[Tensor, " n"], tolerance: floa
 
 def _share(step: Float[Tensor, " n"], maps: Float[Tensor, "n c h w"]) -> Float[Tensor, " n"]:
     """The step's length as a share of the map's; no step is no share, also of a map of zeros."""
-    return torch.where(step == 0, step, step / maps.flatten(1).norm(dim=1))
+    return torch.where(step == 0, step, step / _lengths(maps))
+
+
+def _lengths(maps: Float[Tensor, "n c h w"]) -> Float[Tensor, " n"]:
+    """Lengths in double precision; in it too they are taken where single may not hold the squares."""
+    rows = maps.flatten(1)
+    quick: Tensor = rows.norm(dim=1, dtype=torch.promote_types(rows.dtype, torch.float32))
+    lengths, lost = quick.double(), ~((quick > SMALL) & (quick < 1 / SMALL))
+    if lost.any():
+        lengths[lost] = rows[lost].norm(dim=1, dtype=torch.float64)
+    return lengths

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import sys
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 File = Annotated[Path, tyro.conf.Positional]
 Changes = Annotated[tuple[str, ...], tyro.conf.arg(name="set", metavar="KEY=VALUE"), tyro.conf.UseAppendAction]
+
+MOST_NAMED = 3  # of the jobs that failed for one reason
 
 
 def data_folder(data: Path | None) -> Path | None:
@@ -89,11 +92,14 @@ def run_verb(
 
 
 def _roots(experiment: Experiment, data: Path | None) -> list[Path]:
-    """The folders of the data sets that an experiment reads."""
-    from consilience.experiment.desk import roots_of
+    """The folders that an experiment reads: of its data sets, and of weights where trainings start from some."""
+    from consilience.experiment.desk import folder_of, roots_of
+    from consilience.experiment.specs import Train
 
     choices = [one.choice for one in experiment.data if one.choice is not None]
-    return [root for choice in choices for root in roots_of(choice, data)]
+    started = isinstance(experiment.base, Train) and experiment.base.start is not None
+    weights = [folder_of("weights", data)] if started else []
+    return [*weights, *(root for choice in choices for root in roots_of(choice, data))]
 
 
 def _closing(outcome: Outcome) -> int:
@@ -104,10 +110,18 @@ def _closing(outcome: Outcome) -> int:
     from consilience.cli.progress import describe
 
     print(f"\n{len(outcome.failures)} failed, {outcome.resting} not tried since they rest on these:", file=sys.stderr)
+    alike: dict[tuple[str, str], list[str]] = {}
     for failure in outcome.failures:
-        print(f"- {describe(failure.group)} [{failure.group[0].digest[:12]}]: {failure.reason}", file=sys.stderr)
-        if failure.trace:
-            print(failure.trace, file=sys.stderr)
+        job = f"{describe(failure.group)} [{failure.group[0].digest[:12]}]"
+        alike.setdefault((failure.reason, failure.trace), []).append(job)
+    for (reason, trace), jobs in alike.items():
+        print(f"- {jobs[0] if len(jobs) == 1 else f'{len(jobs)} jobs'}: {reason}", file=sys.stderr)
+        for line in jobs[:MOST_NAMED] if len(jobs) > 1 else ():
+            print(f"  {line}", file=sys.stderr)
+        if len(jobs) > MOST_NAMED:
+            print(f"  and {len(jobs) - MOST_NAMED} more", file=sys.stderr)
+        if trace:
+            print(trace, file=sys.stderr)
     return 1
 
 
@@ -150,10 +164,14 @@ def plan_verb(
     Console().print(table)
     if (least := detectable(experiment, Place(data_folder(data)))) is not None:
         print(
-            f"smallest detectable S: {least.smallest:.2f} by all {least.images} images, "
-            f"{least.smallest_of_class:.2f} by the {least.of_class} of the smallest class"
+            f"smallest detectable S: {_shown(least.smallest)} by all {least.images} images, "
+            f"{_shown(least.smallest_of_class)} by the {least.of_class} of the smallest class"
         )
     return 0
+
+
+def _shown(smallest: float) -> str:
+    return "none (too few images)" if math.isnan(smallest) else f"{smallest:.2f}"
 
 
 def report_verb(

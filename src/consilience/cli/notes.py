@@ -42,9 +42,9 @@ def remember(
     if entry_points(group="consilience.components"):
         return  # whether an installed plug-in changed, only importing it can tell
     folders = [str(root) for root in (PACKAGE, *roots)]
-    note = {"roots": folders, "seen": seen(map(Path, folders)), "artifacts": list(artifacts)}
     place = _place(store, file, data, profile, changes)
     with contextlib.suppress(OSError):  # a run does not fail for want of a note
+        note = {"roots": folders, "seen": seen(map(Path, folders)), "artifacts": list(artifacts)}
         place.parent.mkdir(exist_ok=True)
         draft = place.with_suffix(f".{os.getpid()}")
         draft.write_text(json.dumps(note))

@@ -11,6 +11,9 @@ from consilience.experiment.records import Spec
 from consilience.experiment.run import Event
 from consilience.experiment.specs import Explain, Measure, Predict, Summary, Train
 
+PARTS = {"random_subset": ("subset", "seed"), "without_fold": ("fold", "fold")}
+"""What a view of a data set is called in a job's name, and its option that tells it from its twins."""
+
 
 class Watcher:
     """Shows the events of a run."""
@@ -52,11 +55,18 @@ def left_words(seconds: float | None) -> str:
     return f"{seconds:.0f} s left"
 
 
+def _part(spec: Train) -> str:
+    """On which part of the examples, where they were divided."""
+    choice = spec.data.choice
+    name, option = PARTS.get(choice.use if choice else "", ("", ""))
+    return f", {name} {choice.option(option)}" if choice and name else ""
+
+
 def describe(group: Sequence[Spec]) -> str:
     """A group in a few words."""
     spec, more = group[0], f" ({len(group)})" if len(group) > 1 else ""
     if isinstance(spec, Train):
-        return f"train {spec.model.label}, init {spec.init}, order {spec.order}, noise {spec.noise}"
+        return f"train {spec.model.label}, init {spec.init}, order {spec.order}, noise {spec.noise}{_part(spec)}"
     if isinstance(spec, Explain):
         return f"explain by {spec.method.label}{more}"
     if isinstance(spec, Predict):

@@ -51,6 +51,8 @@ def train_verb(
 ) -> int:
     """Train one model into a safetensors file. An interrupted training goes on when it is called again.
 
+    A kernel machine is fitted at once, to all examples in the order of that seed; other options of training do nothing.
+
     Args:
         architecture: A name, or "{use = 'cnn', dropout = 0.5}".
         examples: A data set: mnist10k, "{use = 'mnist', split = 'train'}", ...
@@ -67,6 +69,7 @@ def train_verb(
         data: Folder of the data sets, one folder each (default: CONSILIENCE_DATA).
         device: Where torch computes: cpu, cuda, cuda:1.
     """
+    import functools
     import shutil
 
     from consilience import component
@@ -75,21 +78,28 @@ def train_verb(
     from consilience.experiment.files import write_tensors
     from consilience.experiment.store import writing
     from consilience.models.weights import fingerprint, read_weights, start_from
-    from consilience.training.loop import Chances, Progress, train
+    from consilience.training.fitting import fit
+    from consilience.training.loop import Chances, Progress, begun, train
 
     model = component.architecture.choose(spelled(architecture), "architecture")
     chosen = component.dataset.choose(spelled(examples), "examples")
     loaded = load_examples(chosen, Place(data_folder(data)))
+    fresh = functools.partial(untrained, model, loaded)
+    at_once = getattr(begun(fresh, init).model, "fitted", False)
+    if at_once and weights is not None:
+        raise SpecError("--weights: expected none for a model that is fitted at once, found some; leave it out")
     given = read_weights(weights) if weights is not None else {}
+    loss = component.objective.choose(spelled(objective), "objective").build()
+    rule = component.optimizer.choose(spelled(optimizer), "optimizer").build()
     note = {"architecture": architecture, "shape": json.dumps(loaded.shape), "classes": json.dumps(loaded.classes)}
 
     def build() -> nn.Module:
-        fresh = untrained(model, loaded)
+        begins = fresh()
         if weights is not None:
-            started = start_from(fresh, given, str(weights))
+            started = start_from(begins, given, str(weights))
             note["start"] = f"{weights.name}, content {fingerprint(given)}; {started.label}"
             print(f"{weights}: {started.label}", file=sys.stderr)
-        return fresh
+        return begins
 
     def tell(progress: Progress) -> None:
         print(f"epoch {progress.epoch}/{progress.epochs}: loss {progress.loss:.4f}", file=sys.stderr)
@@ -97,19 +107,22 @@ def train_verb(
     checkpoint = out.with_name(out.name + ".checkpoint")
     with steady(checked_device(device)), writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
-        trained = train(
-            build,
-            loaded,
-            objective=component.objective.choose(spelled(objective), "objective").build(),
-            optimizer=component.optimizer.choose(spelled(optimizer), "optimizer").build(),
-            epochs=epochs,
-            batch_size=batch_size,
-            chances=Chances(init, order, noise, augment),
-            checkpoint=checkpoint,
-            on_epoch=tell,
-            device=device,
-        )
-        write_tensors(out, trained.weights, note)
+        if at_once:
+            learnt = fit(fresh, loaded, order)
+        else:
+            learnt = train(
+                build,
+                loaded,
+                objective=loss,
+                optimizer=rule,
+                epochs=epochs,
+                batch_size=batch_size,
+                chances=Chances(init, order, noise, augment),
+                checkpoint=checkpoint,
+                on_epoch=tell,
+                device=device,
+            ).weights
+        write_tensors(out, learnt, note)
         shutil.rmtree(checkpoint, ignore_errors=True)
     print(out.resolve())
     return 0

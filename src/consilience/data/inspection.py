@@ -1,12 +1,14 @@
 """What a look at a data set finds before anything rests on it."""
 
+import csv
+import io
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from consilience.data.examples import Examples, checked
 from consilience.data.images import ImageFiles, labels_and_groups
 from consilience.data.views import First, Some
-from consilience.errors import DataError
+from consilience.errors import DataError, SpecError
 from consilience.rng import permutation
 from consilience.tensors import slices
 
@@ -22,6 +24,36 @@ class Finding(NamedTuple):
     what: str
     found: str
     wrong: bool = False
+
+
+@runtime_checkable
+class Identified(Protocol):
+    """Images that their publisher gave ids."""
+
+    def ids(self, row: int) -> dict[str, str]:
+        """The ids of an image, by the names of their columns; the same names for every image."""
+
+
+def manifest(examples: Examples) -> str:
+    """Which images are used, as CSV: a row for each example, its number here and its publisher's ids.
+
+    Raises:
+        SpecError: The images have no such ids.
+    """
+    rows = list(range(len(examples)))
+    while isinstance(examples, First | Some):
+        if isinstance(examples, Some):
+            rows = examples.ids[rows].tolist()
+        examples = examples.whole
+    known = examples.path if isinstance(examples, ImageFiles) else None
+    if not isinstance(known, Identified):
+        raise SpecError("--ids: expected images with ids of their own, as of mimic_cxr, found none; leave --ids out")
+    lines = [{"example": str(number), **known.ids(row)} for number, row in enumerate(rows)]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, lines[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return text.getvalue()
 
 
 def look_into(examples: Examples, *, every: bool, tell: Callable[[float], None] = lambda _: None) -> list[Finding]:

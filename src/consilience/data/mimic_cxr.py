@@ -42,10 +42,25 @@ class Images(NamedTuple):
         """Some of them."""
         return Images._make(column[rows] for column in self)
 
-    def path(self, row: int) -> str:
-        """Where an image lies below the data set's folder."""
-        subject = self.subject[row]
-        return f"files/p{str(subject)[:2]}/p{subject}/s{self.study[row]}/{self.dicom[row].decode()}.jpg"
+
+class Published:
+    """Where images lie below the data set's folder, and what the split file says of them."""
+
+    def __init__(self, images: Images) -> None:
+        self.images = images
+
+    def __call__(self, row: int) -> str:
+        """The image's path."""
+        ids = self.ids(row)
+        subject = ids["subject_id"]
+        return f"files/p{subject[:2]}/p{subject}/s{ids['study_id']}/{ids['dicom_id']}.jpg"
+
+    def ids(self, row: int) -> dict[str, str]:
+        """The image's row of the split file."""
+        dicom, study, subject, split = (column[row] for column in self.images)
+        return {
+            "subject_id": str(subject), "study_id": str(study), "dicom_id": dicom.decode(), "split": SPLITS[split],
+        }  # fmt: skip
 
 
 @dataset(version=1, paper="johnson2019mimic")
@@ -105,7 +120,7 @@ def mimic_cxr(
     policy = (label, split, uncertain, missing, view, one_per_study, labels)
     return ImageFiles(
         source,
-        chosen.path,
+        Published(chosen),
         torch.from_numpy(decided.astype(np.int64)),
         torch.from_numpy(patients[rows]),
         (f"no {label}", label),

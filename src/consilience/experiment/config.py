@@ -1,6 +1,5 @@
 """Experiment files: from TOML to a checked experiment."""
 
-import functools
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,25 +11,25 @@ import torch
 from consilience import component
 from consilience.component import Choice
 from consilience.errors import DataError, ModelError, SpecError, unknown
-from consilience.experiment.desk import Place, check_asked, load_examples, load_weights, untrained
+from consilience.experiment.checks import check, examples_of, layers_to_record
+from consilience.experiment.desk import Place, load_examples, load_weights, untrained
 from consilience.experiment.experiment import Experiment, Learnt, Represented
-from consilience.experiment.families import Redraw, Retrain, with_layers
+from consilience.experiment.families import Ensembles, Redraw, Retrain, with_layers
 from consilience.experiment.schema import (
-    Count,
-    ExamplesTable,
     File,
+    HowTable,
     LearntTable,
     RepresentTable,
     SelectTable,
     TrainTable,
+    explained,
 )
-from consilience.experiment.specs import Data, Prepared, Train, Weights
-from consilience.models.edits import blocks_of
+from consilience.experiment.specs import Data, Prepared, Train, Weights, plan
 from consilience.models.split import Normalised
 from consilience.models.weights import start_from
-from consilience.tensors import Channels, Normalisation
+from consilience.tensors import Channels
 
-HOW = ("channels", "normalise", "pool")  # keys beside a measure's own options
+HOW = HowTable.__struct_fields__  # keys beside a measure's own options
 EXTENDED = 8  # files that extend each other
 BACKGROUND = 100  # examples, where the file names none
 
@@ -119,12 +118,7 @@ def _parsed(raw: Mapping[str, Any]) -> File:
     try:
         return msgspec.convert(raw, File)
     except msgspec.ValidationError as error:
-        text = str(error)
-        if "unknown field" in text:
-            found = text.split("`")[1]
-            known = {f for table in (File, TrainTable, ExamplesTable) for f in table.__struct_fields__}
-            text += f" ({unknown('key', found, known)})"
-        raise SpecError(text) from None
+        raise SpecError(explained(error)) from None
 
 
 def _resolved(file: File, place: Place) -> Experiment:
@@ -132,15 +126,20 @@ def _resolved(file: File, place: Place) -> Experiment:
     train = file.train
     data = _data(train.data, None, "train.data", place)
     examples = _data(file.examples.data, file.examples.count, "examples.data", place)
-    if any(not 1 <= epoch < train.epochs for epoch in train.keep):
-        raise SpecError(f"train.keep: expected epochs before the last ({train.epochs}), found {list(train.keep)}")
+    if len({*train.keep} & {*range(1, train.epochs)}) < len(train.keep):
+        wanted = f"different epochs from 1 to {train.epochs - 1}" if train.epochs > 1 else "none where epochs = 1"
+        raise SpecError(
+            f"train.keep: expected {wanted}, found {list(train.keep)}; leave the others out, the last is always kept"
+        )
     if train.average_from is not None and train.average_from > train.epochs:
         raise SpecError(
             f"train.average_from: expected an epoch from 1 to {train.epochs}, found {train.average_from}; change one"
         )
-    if getattr(_built(train, place).model, "fitted", False) and (train.epochs, train.keep) != (1, ()):
+    model = _built(train, place)
+    if getattr(model.model, "fitted", False) and (train.epochs, train.keep) != (1, ()):
         raise SpecError(
-            f"train.epochs: expected 1 and no 'keep' for a model that is fitted at once, found {train.epochs}"
+            f"train.epochs: expected 1 and no 'keep' for a model that is fitted at once, found {train.epochs} and "
+            f"{list(train.keep)}; set epochs = 1 and leave 'keep' out"
         )
     augmentation = train.augmentation and component.augmentation.choose(train.augmentation, "train.augmentation")
     base = Train(
@@ -151,11 +150,11 @@ def _resolved(file: File, place: Place) -> Experiment:
         epochs=train.epochs,
         batch_size=train.batch_size,
         augmentation=augmentation,
-        keep=train.keep,
+        keep=tuple(sorted(train.keep)),
         average_from=train.average_from,
         shuffle=train.shuffle,
-        start=_start(file, place),
     )
+    base = msgspec.structs.replace(base, start=_start(file, base, place))
     families = file.family if any(isinstance(f, Redraw) for f in file.family) else [*file.family, Redraw()]
     methods = _all(component.attribution, file.explain, "explain")
     controls = _all(component.attribution, file.controls, "controls")
@@ -172,12 +171,12 @@ def _resolved(file: File, place: Place) -> Experiment:
         summarise=_all(component.summary, file.summarise, "summarise"),
         channels=file.channels,
         conditions=file.conditions,
-        represent=_represented(file.represent, train, place),
+        represent=_represented(file.represent, model, data, place),
         learnt=_learnt(file.explanation_accuracy, place),
         select=_selected(train.select, place),
-        families=tuple(with_layers(family, functools.partial(_built, train, place)) for family in families),
+        families=tuple(with_layers(family, lambda: model) for family in families),
     )
-    _check(experiment)
+    check(experiment, model, place)
     return experiment
 
 
@@ -186,31 +185,24 @@ def _prepared(given: Any, where: str, channels: Channels) -> Prepared:
     how = {name: given[name] for name in HOW if name in given} if isinstance(given, Mapping) else {}
     rest = {name: value for name, value in given.items() if name not in HOW} if how else given
     try:
-        return Prepared(
-            measure=component.measure.choose(rest, where),
-            channels=msgspec.convert(how.get("channels", channels), Channels),
-            normalise=msgspec.convert(how.get("normalise", "none"), Normalisation),
-            pool=msgspec.convert(how.get("pool"), Count | None),
-        )
+        table = msgspec.convert({"channels": channels, **how}, HowTable)
     except msgspec.ValidationError as error:
-        raise SpecError(f"{where}: {error}; how maps are prepared is said by {', '.join(HOW)}") from None
+        raise SpecError(f"{where}: {explained(error)}; how maps are prepared is said by {', '.join(HOW)}") from None
+    return Prepared(measure=component.measure.choose(rest, where), **msgspec.structs.asdict(table))
 
 
-def _represented(table: RepresentTable, train: TrainTable, place: Place) -> Represented:
+def _represented(table: RepresentTable, model: Normalised, data: Data, place: Place) -> Represented:
     """The layers and tensors by which models are compared; all that hold weights where none are named."""
     if not (table.measures or table.weights):
         return Represented()
-    model = _built(train, place)
-    layers = [layer if isinstance(layer, str) else layer[0] for layer in blocks_of(model)]
+    looked_at = table.measures or table.layers
     tensors = [name for name, tensor in model.state_dict().items() if tensor.is_floating_point()]
-    known = {name.removeprefix("model.") for name, _ in model.named_modules() if name}
-    for kind, names, there in (("layer", table.layers, known), ("tensor", table.tensors, tensors)):
-        for name in names:
-            if name not in there:
-                raise SpecError(f"represent: {unknown(kind, name, there)}")
+    for name in table.tensors:
+        if name not in tensors:
+            raise SpecError(f"represent: {unknown('tensor', name, tensors)}")
     return Represented(
         measures=_all(component.measure, table.measures, "represent.measures"),
-        layers=table.layers or tuple(layers),
+        layers=layers_to_record(table.layers, model, examples_of(data, place).shape) if looked_at else (),
         places=table.places,
         weights=_all(component.measure, table.weights, "represent.weights"),
         tensors=table.tensors or tuple(tensors),
@@ -245,8 +237,8 @@ def _built(train: TrainTable, place: Place) -> Normalised:
         return untrained(component.architecture.choose(train.model, "train.model"), examples)
 
 
-def _start(file: File, place: Place) -> Weights | None:
-    """The weights from which every training starts, tried on the untrained model."""
+def _start(file: File, base: Train, place: Place) -> Weights | None:
+    """The weights from which every training starts, tried on the untrained model of each."""
     if file.train.weights is None:
         return None
     model = _built(file.train, place)
@@ -264,6 +256,11 @@ def _start(file: File, place: Place) -> Weights | None:
                 f"{file.train.weights} holds every tensor of the model, so that these twins would be one model; vary "
                 "another factor"
             )
+        members = family.members(base) if isinstance(family, Ensembles) and family.search else []
+        parts = [spec for spec in plan([one.subject.source for one in members]) if isinstance(spec, Train)]
+        for searched in {spec.model.label: spec.model for spec in parts}.values():
+            model = _built(msgspec.structs.replace(file.train, model=searched), place)
+            start_from(model, tensors, f"family '{family.name}', {searched.label}: {file.train.weights}")
     return Weights.lying(file.train.weights, content)
 
 
@@ -283,30 +280,3 @@ def _data(given: Any, count: int | None, where: str, place: Place) -> Data:
         return Data(choice=choice, fingerprint=load_examples(choice, place).fingerprint)
     except DataError as error:
         raise DataError(f"{where}: {error}") from None
-
-
-def _check(experiment: Experiment) -> None:
-    """What only shows when all parts are known."""
-    compared = tuple(how.measure for how in experiment.compare)
-    for where, measures, paired in (("compare", compared, True), ("judge", experiment.judge, False)):
-        for index, choice in enumerate(measures):
-            if ("other" in choice.component.roles) != paired:
-                right = "judge" if paired else "compare"
-                raise SpecError(
-                    f"{where}[{index}].{choice.use}: expected a measure of {'two models' if paired else 'one model'}, "
-                    f"found one of {'one' if paired else 'two'}; move it to '{right}'"
-                )
-    for where, chosen in (("explain", experiment.methods), ("controls", experiment.controls)):
-        for index, method in enumerate(chosen):
-            check_asked(method, f"{where}[{index}].{method.use}")
-    for index, choice in enumerate((*experiment.represent.measures, *experiment.represent.weights)):
-        wanted = "activations" if index < len(experiment.represent.measures) else "weights"
-        if wanted not in choice.component.roles:
-            raise SpecError(
-                f"represent: expected a measure of {wanted}, found {choice.label}; move it or choose another"
-            )
-    names = [family.name for family in experiment.families]
-    if len(set(names)) < len(names):
-        raise SpecError(f"family: expected different names, found {names}; give each family a name of its own")
-    for family in experiment.families:
-        experiment.members_of(family)

@@ -30,6 +30,11 @@ def varied(base: Train, factor: str, value: Any, whole: Data | None = None, shar
     if factor == "subset":
         return trained_on(base, whole or base.data, "subset", value, share)
     if factor == "shuffle":
+        if value not in (0, 1):
+            raise SpecError(
+                f"factor 'shuffle': expected 1, every epoch in an order of its own, or 0, always the data set's, found "
+                f"{value}; give these two"
+            )
         return msgspec.structs.replace(base, shuffle=bool(value))
     fields = {"everything": CHANCES, "nothing": ("run",)}.get(factor, (factor,))
     return msgspec.structs.replace(base, **dict.fromkeys(fields, value))

@@ -134,14 +134,19 @@ class Ensembles(
     candidates: Annotated[int, Meta(ge=2)] | None = None
     search: dict[str, list[Any]] = {}
     """Options of the architecture, and the values from which each candidate's are drawn."""
+    seeds: Annotated[int, Meta(ge=1)] = 1
+    """How often each candidate is trained, with other seeds but the same options; each time it can be chosen."""
     name: str = "averaging ensembles"
 
     def members(self, base: Source) -> list[Member]:
         """The ensembles; how candidates answer is for the experiment to say."""
         base, found, each = _trained(self.name, base), [], self.candidates or self.size
+        self._check(base)
         for place in range(self.count):
-            seeds = range(place * each, (place + 1) * each)
-            parts = tuple(Subject(source=self._candidate(base, seed)) for seed in seeds)
+            drawn = range(place * each, (place + 1) * each)
+            parts = tuple(
+                Subject(source=self._candidate(base, draw, again)) for draw in drawn for again in range(self.seeds)
+            )
             whole = Average(members=parts, size=self.size if self.candidates else None)
             found.append(Member(f"ensemble {place + 1}", Subject(source=whole), place))
         return found
@@ -150,11 +155,30 @@ class Ensembles(
         """Every two of them."""
         return [Pair(a, b, ("members",)) for a, b in combinations(range(len(members)), 2)]
 
-    def _candidate(self, base: Train, seed: int) -> Train:
-        drawn = {option: values[number(option, seed) % len(values)] for option, values in self.search.items()}
-        options = {"use": base.model.use, **base.model.options, **drawn}
-        model = architecture.choose(options, f"family '{self.name}'.search")
-        return varied(msgspec.structs.replace(base, model=model), "everything", seed)
+    def _candidate(self, base: Train, draw: int, again: int) -> Train:
+        drawn = {option: values[number(option, draw) % len(values)] for option, values in self.search.items()}
+        each = self.candidates or self.size
+        return varied(self._with(base, drawn), "everything", draw + again * self.count * each)
+
+    def _with(self, base: Train, options: dict[str, Any]) -> Train:
+        chosen = {"use": base.model.use, **base.model.options, **options}
+        return msgspec.structs.replace(base, model=architecture.choose(chosen, f"family '{self.name}'.search"))
+
+    def _check(self, base: Train) -> None:
+        """Refuse what no candidate, or not every one, could be made of."""
+        if self.seeds > 1 and self.candidates is None:
+            raise SpecError(
+                f"family '{self.name}': expected 'candidates' of which each is trained with {self.seeds} seeds, found "
+                "none; say how many, or leave 'seeds' out"
+            )
+        for option, values in self.search.items():
+            if not values:
+                raise SpecError(
+                    f"family '{self.name}'.search: expected values of '{option}' to draw from, found none; list some, "
+                    "or leave the option out"
+                )
+            for value in values:
+                self._with(base, {option: value})
 
 
 class Redraw(msgspec.Struct, frozen=True, kw_only=True, tag="redraw", tag_field="type", forbid_unknown_fields=True):

@@ -44,7 +44,10 @@ def forecast(experiment: Experiment, root: Path) -> list[Forecast]:
 
 
 class Detectable(NamedTuple):
-    """The smallest separability that the explained examples can tell from none, of all and of the smallest class."""
+    """The smallest separability that the explained examples can tell from none, of all and of the smallest class.
+
+    NaN where they are too few to tell any.
+    """
 
     images: int
     smallest: float

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from consilience.devices import checked_device
-from consilience.errors import ArtifactError, ConsilienceError, DiskError
+from consilience.errors import ArtifactError, ConsilienceError, DiskError, SpecError
 from consilience.experiment.desk import Place
 from consilience.experiment.executors import Inline
 from consilience.experiment.experiment import Experiment
@@ -125,7 +125,7 @@ def run(
     *,
     executor: Executor | None = None,
     data: Path | Place | None = None,
-    device: str = "cpu",
+    device: str | None = None,
     on_event: Callable[[Event], None] = lambda event: None,
 ) -> Outcome:
     """Make every artifact that an experiment needs and the store lacks.
@@ -137,16 +137,16 @@ def run(
         store: Where artifacts are found and kept.
         executor: Any ``concurrent.futures.Executor``; in this process where there is none.
         data: The folder of the data sets, or a ``Place`` that holds models and examples in memory too.
-        device: Where torch computes, in every worker. A ``Place`` names its own.
+        device: Where torch computes, in every worker: the processor where none is named. A ``Place`` names its own.
         on_event: Told of every group that is begun, done or failed.
 
     Raises:
-        SpecError: There is no such device on this machine.
+        SpecError: There is no such device on this machine, or a ``Place`` names another one.
         ArtifactError: A worker process died; what was complete is kept.
         DiskError: The disk refused; what was complete is kept.
     """
     executor = executor or Inline()
-    place = data if isinstance(data, Place) else Place(data, device=device)
+    place = _placed(data, device)
     checked_device(place.device)
     goals = experiment.specs() if isinstance(experiment, Experiment) else experiment
     store = store if isinstance(store, Store) else Store(store)
@@ -167,6 +167,17 @@ def run(
         resting=state.resting,
         seconds=time.perf_counter() - state.started,
     )
+
+
+def _placed(data: Path | Place | None, device: str | None) -> Place:
+    if not isinstance(data, Place):
+        return Place(data, device="cpu" if device is None else device)
+    if device not in (None, data.device):
+        raise SpecError(
+            f"run: expected one device, found {device} beside a Place whose device is {data.device}; "
+            f"give the Place alone, made with device={device!r} if that is meant"
+        )
+    return data
 
 
 def _loop(state: _State, executor: Executor, place: Place, on_event: Callable[[Event], None]) -> None:

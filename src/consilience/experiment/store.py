@@ -115,7 +115,8 @@ class Store:
         """A folder in which a group is made; what lies there at the end is kept as a whole.
 
         Each spec's files belong into ``<stage>/<digest>/`` of it. None where another process made the
-        group meanwhile. An error or an interruption leaves the draft for the next try. The device is noted.
+        group meanwhile. An error or an interruption leaves the draft for the next try on the same device, which
+        is noted; another device begins anew, so that no artifact is half of one and half of another.
         """
         name, started = _name(group), time.perf_counter()
         draft = self.root / ".drafts" / name
@@ -123,6 +124,7 @@ class Store:
             if all(spec in self for spec in group):
                 yield None
                 return
+            _begin(draft, device)
             for spec in group:
                 (draft / spec.stage / spec.digest).mkdir(parents=True, exist_ok=True)
             yield draft
@@ -225,6 +227,15 @@ class Store:
 
 def _name(group: Sequence[Spec]) -> str:
     return hashlib.blake2b("".join(spec.digest for spec in group).encode(), digest_size=16).hexdigest()
+
+
+def _begin(draft: Path, device: str) -> None:
+    """Make room for a draft; keep what lies there, unless another device began it."""
+    note = draft / "device"
+    if draft.exists() and (note.read_text("utf-8") if note.exists() else None) != device:
+        shutil.rmtree(draft)
+    draft.mkdir(parents=True, exist_ok=True)
+    note.write_text(device, encoding="utf-8")
 
 
 def provenance(folder: Path) -> dict[str, Any]:

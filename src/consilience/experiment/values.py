@@ -7,7 +7,6 @@ import msgspec
 import torch
 from torch import Tensor
 
-from consilience.component import Choice
 from consilience.errors import DataError, SpecError, unknown
 from consilience.experiment.desk import Desk, labels
 from consilience.experiment.specs import (
@@ -33,20 +32,18 @@ BLOCK_BYTES = 32 * 2**20  # of all twins' maps in float64, of the examples that 
 def measured(group: Sequence[Measure], desk: Desk) -> Iterator[tuple[Measure, dict[str, Tensor]]]:
     """The columns of each spec of a group, in the group's order; a family's pairs share their work."""
     component, function = group[0].measure.component, group[0].measure.build()
-    roles = [role for role in _asked(group[0].measure) if role not in ("maps", "other")]
     for what in ("activations", "weights"):
         if what in component.roles:
             yield from _of_models(group, what, function, desk)
             return
     if not {"maps", "other"} <= set(component.roles):
         for spec in group:
-            wanted = {role: fetch(role, spec, desk) for role in _asked(spec.measure)}
-            yield spec, columns(component, function(**wanted), spec, desk)
+            yield spec, columns(component, function(**_asked(spec, desk)), spec, desk)
         return
     family, pairs = _family(group)
     alone = all(belongs.startswith("n") for belongs in component.columns.values())
-    if roles or not alone or "measured_alike_alone" in component.breaks:  # a value may depend on other examples
-        shared = {role: fetch(role, group[0], desk) for role in roles}
+    shared = _asked(group[0], desk, but=("maps", "other"))
+    if shared or not alone or "measured_alike_alone" in component.breaks:  # a value may depend on other examples
         results = over_family(function, _maps_of(family, desk), pairs, **shared)
     else:
         results = _in_blocks(function, family, pairs, desk)
@@ -54,10 +51,22 @@ def measured(group: Sequence[Measure], desk: Desk) -> Iterator[tuple[Measure, di
         yield spec, columns(component, result, spec, desk)
 
 
-def _asked(choice: Choice) -> list[str]:
-    """What flows into a measure: of the roles that it only hands on, those that something inside it needs."""
+def _asked(spec: Measure, desk: Desk, but: Sequence[str] = ()) -> dict[str, Any]:
+    """What flows into a measure.
+
+    Of the roles that have a default, those that something nested in it needs; where nothing is, those that there are.
+    """
+    choice, found = spec.measure, dict[str, Any]()
     needed = {role for one in choice.nest for role, needs in one.component.roles.items() if needs}
-    return [role for role in choice.component.roles if role in needed]
+    for role in choice.component.roles:
+        if role in but or (role not in needed and choice.component.nested):
+            continue
+        try:
+            found[role] = fetch(role, spec, desk)
+        except (SpecError, DataError):
+            if role in needed:
+                raise
+    return found
 
 
 def _of_models(

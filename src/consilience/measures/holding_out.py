@@ -21,17 +21,17 @@ from consilience.tensors import slices
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 SIDE_BY_SIDE, FEWEST = 60_000, 50  # margins of the pairs fitted at once; labellings, however many rows
-AXES, SHARED = 50, 350  # the fewer of rows and pixels; the same times pairs: from where on lockstep is the cheaper way
+AXES, SHARED = 50, 350  # the fewer of rows and pixels, and the same times pairs that there is room for: for lockstep
 FIT_BYTES = 24 * 2**20  # of all that is fitted at once: pairs, splits and labellings are taken in such portions
 
 
-def _in_lockstep(plan: Plan, pixels: int, way: Learner, pairs: int) -> int:
+def _in_lockstep(plan: Plan, pixels: int, way: Learner) -> int:
     """How many pairs, within ``FIT_BYTES``; 0 where it is not the cheaper way: of several labellings, or little work.
 
     The other way costs products of all rows, or pixels, with each other; lockstep some forty steps, however small. So
-    it must be given many rows and pixels, or many pairs that share the steps: of 100 rows 4 pairs, of 400 a single one.
-    The choice is between results that differ by up to ``lockstep.ACCURACY``. ``benchmarks.separability --rule``
-    measures both.
+    it must be given many rows and pixels, and room for some pairs that share the steps. How many pairs are asked for
+    has no say: results of the two ways differ by up to ``lockstep.ACCURACY``, and those of a pair must not depend on
+    which others are measured with it. ``benchmarks.separability --rule`` measures both.
     """
     rows, splits = 2 * len(plan.image), 1 + int(plan.fold.max()) if len(plan.image) else 1
     axes = min(rows, pixels)
@@ -39,12 +39,12 @@ def _in_lockstep(plan: Plan, pixels: int, way: Learner, pairs: int) -> int:
         return 0
     inverses, fit = 4 * splits * axes * pixels, 120 * pixels + 110 * rows
     abreast = max(0, FIT_BYTES - inverses) // (splits * fit)
-    return abreast if min(pairs, abreast) * axes >= SHARED else 0
+    return abreast if abreast * axes >= SHARED else 0
 
 
-def pairs_abreast(plan: Plan, pixels: int, way: Learner, pairs: int) -> int:
-    """How many pairs of a class are fitted side by side, of so many."""
-    return _in_lockstep(plan, pixels, way, pairs) or portion_of(plan, pixels).pairs
+def pairs_abreast(plan: Plan, pixels: int, way: Learner) -> int:
+    """How many pairs of a class are fitted side by side."""
+    return _in_lockstep(plan, pixels, way) or portion_of(plan, pixels).pairs
 
 
 class Portion(NamedTuple):
@@ -80,7 +80,7 @@ def margins_of_held_out(
     fold, inner = plan.fold[turn], plan.inner[turn]
     alone = torch.arange(len(places), device=maps.device)
     found = maps.new_empty(len(places), *answer.shape, dtype=torch.float64)
-    if (abreast := _in_lockstep(plan, maps.shape[2], way, len(places))) and way.c != "cross_validated":
+    if (abreast := _in_lockstep(plan, maps.shape[2], way)) and way.c != "cross_validated":
         for some in slices(len(places), abreast):
             found[some, 0] = lockstep.held_out(maps, places[some], fold.to(maps.device), way.c)
         alone = found.isnan().any(2).any(1).nonzero()[:, 0]

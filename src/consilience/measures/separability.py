@@ -35,7 +35,7 @@ class Separability(NamedTuple):
 
 
 @measure(
-    version=1,
+    version=2,
     paper="watson2022agree",
     better="lower",
     breaks={"measured_alike_alone": "the other images of the class are what the classifier learns from"},
@@ -144,7 +144,7 @@ def _by_class(
         images, kept = [plan.image for plan in block], dict[int, list[Tensor]]()
         held = len(torch.cat(images)) <= most
         for position, plan in enumerate(block):
-            abreast = pairs_abreast(plan, math.prod(kind.shape[1:]), way, len(pairs)) if held else 1
+            abreast = pairs_abreast(plan, math.prod(kind.shape[1:]), way) if held else 1
             for some in slices(len(pairs), abreast):
                 numbers = range(len(pairs))[some]
                 members = list(dict.fromkeys(itertools.chain.from_iterable(pairs[some])))

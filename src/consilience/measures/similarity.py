@@ -1,6 +1,6 @@
 """How alike two models' maps look, one number an example: their local structure, and where they peak."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, NamedTuple
 
 import torch
@@ -44,24 +44,7 @@ def ssim(
         window: Side of the square window, odd, in pixels.
         data_range: One range for all images instead, such as 1 for maps that were scaled to [0, 1].
     """
-    if window % 2 == 0:
-        raise SpecError(f"ssim.window: expected an odd number of pixels, found {window}; take {window - 1}")
-    everybody = list(family)
-    side = min(everybody[0].shape[-2:])
-    if side < window:
-        raise SpecError(
-            f"ssim: expected maps of at least {window} by {window} pixels, found {list(everybody[0].shape[-2:])}; "
-            "choose a smaller window or larger maps"
-        )
-    range_, defined = _ranges(everybody, pairs)
-    scale = range_ if data_range is None else torch.full_like(range_, data_range)
-    values = torch.empty_like(range_)
-    at_once = min(PIXELS, TOGETHER // len(everybody)) // max(1, everybody[0][:1].numel())
-    for rows in slices(values.shape[1], max(1, at_once)):
-        moments = [_moments(maps[rows], window) for maps in everybody]
-        for value, one, (a, b) in zip(values, scale, pairs, strict=True):
-            value[rows] = _structure(moments[a], moments[b], one[rows], window)
-    yield from values.where(defined, torch.nan)
+    yield from _reduced(family, pairs, window, data_range, lambda local, _: local.mean((1, 2, 3)))
 
 
 @measure(version=1, paper="krishna2022disagreement", better="higher")
@@ -86,6 +69,63 @@ def top_k_agreement(
         shared = (tops[a] & tops[b]).sum(1)
         defined = (sizes[a] > 0) & (sizes[b] > 0)
         yield (shared.double() / torch.maximum(sizes[a], sizes[b])).where(defined, torch.nan)
+
+
+def ssim_within(
+    family: Sequence[Float[Tensor, "n ... h w"]],
+    pairs: Pairs,
+    chosen: Bool[Tensor, "n h w"],
+    *,
+    window: int = 7,
+    data_range: float | None = None,
+) -> Iterator[Float[Tensor, " n"]]:
+    """``ssim`` whose mean is over the windows with a chosen pixel in their middle; NaN where these are fewer than 2.
+
+    A window reaches beyond the chosen pixels, and the range of values is that of the whole maps: so the means over
+    some pixels and over all others, weighted by their numbers of windows, make up ``ssim``.
+
+    Args:
+        chosen: The pixels; those nearer to the edge than half a window are in the middle of none.
+        window: As in ``ssim``.
+        data_range: As in ``ssim``.
+    """
+    edge = window // 2
+    middle = chosen[:, edge : chosen.shape[1] - edge, edge : chosen.shape[2] - edge].double()
+    places = middle.sum((1, 2))
+
+    def over(local: Tensor, rows: slice) -> Tensor:
+        mean = (local.mean(1) * middle[rows]).sum((1, 2)) / places[rows]
+        return mean.where(places[rows] >= 2, torch.nan)
+
+    yield from _reduced(family, pairs, window, data_range, over)
+
+
+def _reduced(
+    family: Sequence[Float[Tensor, "n ... h w"]],
+    pairs: Pairs,
+    window: int,
+    data_range: float | None,
+    reduce: Callable[[Float[Tensor, "m c i j"], slice], Float[Tensor, " m"]],
+) -> Iterator[Float[Tensor, " n"]]:
+    """One number of the similarities of all windows, of some images at a time; NaN where there is none."""
+    if window % 2 == 0:
+        raise SpecError(f"ssim.window: expected an odd number of pixels, found {window}; take {window - 1}")
+    everybody = list(family)
+    side = min(everybody[0].shape[-2:])
+    if side < window:
+        raise SpecError(
+            f"ssim: expected maps of at least {window} by {window} pixels, found {list(everybody[0].shape[-2:])}; "
+            "choose a smaller window or larger maps"
+        )
+    range_, defined = _ranges(everybody, pairs)
+    scale = range_ if data_range is None else torch.full_like(range_, data_range)
+    values = torch.empty_like(range_)
+    at_once = min(PIXELS, TOGETHER // len(everybody)) // max(1, everybody[0][:1].numel())
+    for rows in slices(values.shape[1], max(1, at_once)):
+        moments = [_moments(maps[rows], window) for maps in everybody]
+        for value, one, (a, b) in zip(values, scale, pairs, strict=True):
+            value[rows] = reduce(_structure(moments[a], moments[b], one[rows], window), rows)
+    yield from values.where(defined, torch.nan)
 
 
 def _ranges(family: Sequence[Tensor], pairs: Pairs) -> tuple[Float[Tensor, "pairs n"], Bool[Tensor, "pairs n"]]:
@@ -121,15 +161,15 @@ def _moments(maps: Float[Tensor, "n ... h w"], window: int) -> Moments:
     return Moments(centred, local, mean, mean.square(), variance)
 
 
-def _structure(a: Moments, b: Moments, scale: Float[Tensor, " n"], window: int) -> Float[Tensor, " n"]:
-    """The paper's equation 13, its mean over windows and channels; few operations, since there are many pairs."""
+def _structure(a: Moments, b: Moments, scale: Float[Tensor, " n"], window: int) -> Float[Tensor, "n c i j"]:
+    """The paper's equation 13 of each window and channel; few operations, since there are many pairs."""
     c1, c2 = ((part * scale).square()[:, None, None, None] for part in (LUMINANCE, CONTRAST))
     pixels = window**2
     value = torch.addcmul(c1, a.mean, b.mean, value=2)
     covariance = torch.add(c2, _sums(a.centred * b.centred, window), alpha=2 / (pixels - 1))  # twice it, and c2
     value *= covariance.addcmul_(a.local, b.local, value=-2 * pixels / (pixels - 1))
     value /= (a.square + b.square).add_(c1).mul_((a.variance + b.variance).add_(c2))
-    return value.mean((1, 2, 3))
+    return value
 
 
 def _sums(planes: Float[Tensor, "n c h w"], window: int) -> Float[Tensor, "n c i j"]:

@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, NamedTuple
@@ -63,13 +63,14 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         said = str(error).partition(". ")[0].partition("\n")[0] or type(error).__name__
         raise DataError(_unusable(path, f"'{said}'")) from None
     if isinstance(found, Mapping):
-        found = next((found[key] for key in HOLDERS if isinstance(found.get(key), Mapping)), found)
+        held = [found[key] for key in HOLDERS if isinstance(found.get(key), Mapping)]
+        found = max(held, key=bool, default=found)  # the first that is not empty
     if not isinstance(found, Mapping) or not found:
         raise DataError(_unusable(path, "no tensor" if isinstance(found, Mapping) else type(found).__name__))
     for name, tensor in found.items():
-        if not isinstance(name, str) or not isinstance(tensor, Tensor) or not _plain(tensor):
-            kind = type(tensor).__name__ if not isinstance(tensor, Tensor) else "a tensor that is sparse or quantised"
-            raise DataError(_unusable(path, f"{kind} under {name!r}"))
+        kind = _other(tensor)
+        if kind or not isinstance(name, str):
+            raise DataError(_unusable(path, f"{kind or 'a tensor'} under {name!r}"))
     return {name: tensor.detach().clone() for name, tensor in found.items()}  # else a view of the file
 
 
@@ -78,7 +79,9 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
     found = hashlib.blake2b(digest_size=16)
     for name, tensor in sorted(tensors.items()):
         found.update(f"{name!r} {tensor.dtype} {list(tensor.shape)};".encode())
-        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        # only a copy has no stride in a single place, and no conjugate or sign that is still to be taken
+        values = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        found.update(values.flatten().view(torch.uint8).numpy().data)
     return found.hexdigest()
 
 
@@ -88,8 +91,8 @@ def start_from(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> S
     Every tensor of the model is found under its own name in its own shape, and none is left over, but
     that a last layer for another number of classes keeps its fresh draws, that filters for three
     channels are summed where the model sees one (the same as to show them the grey image three times),
-    and that counters of batch norm may lack. ``module.`` before all names is dropped, and DenseNet's
-    old names are read as today's.
+    and that counters of batch norm may lack. ``module.`` before all names is dropped, but where it
+    stands before all of the model's too, and DenseNet's old names are read as today's.
 
     Args:
         where: What an error names, the file as a rule.
@@ -98,12 +101,12 @@ def start_from(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> S
         ModelError: The weights are not all finite, or are another architecture's.
     """
     own: dict[str, Tensor] = dict(model.state_dict(keep_vars=True))
-    given = _respelled(tensors, where)
+    given = _respelled(tensors, own, where)
     fresh, summed = _other_classes(own, given), _one_channel(own, given)
     faults = [
         fault
         for name in [*own, *(name for name in given if name not in own)]
-        if name not in fresh and name not in summed and (fault := _fault(name, own.get(name), given.get(name)))
+        if (fault := _fault(name, own.get(name), given.get(name), reshaped=name in {*fresh, *summed}))
     ]
     if faults:
         more = f" and {len(faults) - TOLD} more" if len(faults) > TOLD else ""
@@ -126,8 +129,13 @@ def start_from(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> S
     return Started(loaded, summed, fresh)
 
 
-def _plain(tensor: Tensor) -> bool:
-    return tensor.layout == torch.strided and not tensor.is_quantized and not tensor.is_meta
+def _other(found: Any) -> str | None:
+    """What stands where a tensor with a value in each place should; None where one does."""
+    if not isinstance(found, Tensor):
+        return type(found).__name__
+    if found.is_meta:
+        return "a tensor without values, of the meta device,"
+    return "a tensor that is sparse or quantised" if found.layout != torch.strided or found.is_quantized else None
 
 
 def _unusable(path: Path, what: str) -> str:
@@ -137,9 +145,13 @@ def _unusable(path: Path, what: str) -> str:
     )
 
 
-def _respelled(tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
-    """The tensors under the names that a model of today gives them."""
-    wrapped = all(name.startswith("module.") for name in tensors)
+def _parallel(names: Iterable[str]) -> bool:
+    return all(name.startswith("module.") for name in names)
+
+
+def _respelled(tensors: Mapping[str, Tensor], own: Iterable[str], where: str) -> dict[str, Tensor]:
+    """The tensors under the names that a model of today, whose own are these, gives them."""
+    wrapped = _parallel(tensors) and not _parallel(own)
     names = {name: OLD_DENSENET.sub(r"\1\2.", name.removeprefix("module.") if wrapped else name) for name in tensors}
     if len({*names.values()}) < len(names):
         raise ModelError(
@@ -168,13 +180,13 @@ def _one_channel(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> tupl
     return (name,) if given[name].shape == (filters, 3, *size) else ()
 
 
-def _fault(name: str, own: Tensor | None, given: Tensor | None) -> str | None:
-    """What is wrong with a tensor of the file or of the model, if anything."""
+def _fault(name: str, own: Tensor | None, given: Tensor | None, *, reshaped: bool) -> str | None:
+    """What is wrong with a tensor of the file or of the model, if anything; ``reshaped`` may be of another shape."""
     if given is None:
         return None if name.rpartition(".")[2] == COUNTER else f"no '{name}'"
     if own is None:
         return f"'{name}', which the model lacks"
-    if own.shape != given.shape:
+    if own.shape != given.shape and not reshaped:
         return f"'{name}' of {list(given.shape)} where the model has {list(own.shape)}"
     if own.is_floating_point() != given.is_floating_point() or given.is_complex():
         return f"'{name}' of {given.dtype} where the model has {own.dtype}"

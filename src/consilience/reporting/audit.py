@@ -50,7 +50,8 @@ def audit(
 
     Args:
         models: Name to model, two or more.
-        examples: What is explained: examples, or pixels ``[n, c, h, w]`` in [0, 1] with their classes ``[n]``.
+        examples: What is explained: examples, or pixels ``[n, c, h, w]`` in [0, 1] with their classes ``[n]``,
+            wherever they lie.
         methods: Names of methods, tables ``{"use": ..., option: ...}``, or the functions themselves.
         controls: Methods that must look bad.
         compare: Measures of two models' maps.
@@ -116,10 +117,10 @@ def _chosen(kind: component.Kind, given: Sequence[Any], where: str) -> tuple[Cho
 
 
 def _examples(given: Examples | tuple[Tensor, Tensor], models: Mapping[str, nn.Module]) -> Examples:
-    """Examples as they are, or made of pixels and classes."""
+    """Examples as they are, or made of pixels and classes, on the processor."""
     if not isinstance(given, tuple):
         return given
-    x, label = given
+    x, label = (part.cpu() for part in given)
     if x.ndim != 4 or not x.is_floating_point() or label.ndim != 1:
         raise SpecError(
             f"audit: expected float pixels [n, c, h, w] and classes [n], found {x.dtype} {list(x.shape)} and "

@@ -59,7 +59,7 @@ def _of_family(family: AnyFamily) -> Iterator[tuple[str, str]]:
     elif isinstance(family, Ensembles):
         size = f"{family.count} ensembles, each the mean probability of {family.size} models"
         if family.candidates is not None:
-            size += f", chosen one by one from {family.candidates} candidates"
+            size += f", chosen one by one from {family.candidates * family.seeds} candidates"
         drawn = "; ".join(f"{option} of {', '.join(map(str, values))}" for option, values in family.search.items())
         yield "Ensembles", f"{size}; each model with {drawn} and seeds of its own" if drawn else size
     elif isinstance(family, SideBySide):

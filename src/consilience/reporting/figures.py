@@ -2,6 +2,8 @@
 
 import base64
 import io
+import re
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,9 +16,10 @@ from torch import Tensor
 from consilience.experiment.desk import Desk, labels
 from consilience.experiment.experiment import Experiment
 from consilience.experiment.families import Redraw
-from consilience.experiment.specs import Explain, Spread
+from consilience.experiment.specs import Condition, Explain, Spread
 from consilience.experiment.store import Store
-from consilience.reporting.tables import COMPARED, FamilyKind, kind_of
+from consilience.reporting.grades import listed
+from consilience.reporting.tables import COMPARED, MEETS, FamilyKind, kind_of, study_of, summary_rows
 from consilience.tensors import join_channels
 
 SIGNED = colormaps["RdBu_r"].resampled(255)  # blue below zero, red above: told apart by colour-blind readers
@@ -52,15 +55,15 @@ def galleries(experiment: Experiment, desk: Desk, count: int = 5) -> list[Galler
     """For each method, the first examples of ``count`` different classes under each model of each family.
 
     Models that are compared with each other share one colour scale, and below them stand the mean and the deviation
-    of all their maps. The stages of a cascade have a scale each, and earlier epochs too: with other weights a map may
-    be much fainter, and the measures look at its pattern.
+    of all their maps; a model that is the medoid of a mode is called so. The stages of a cascade have a scale each,
+    and earlier epochs too: with other weights a map may be much fainter, and the measures look at its pattern.
     """
     examples = desk.examples(experiment.examples)
     ids = first_of_each_class(desk, experiment, count)
     batch = examples.batch(ids)
     captions = [f"{examples.classes[int(label)]} (example {id_})" for id_, label in zip(ids, batch.label, strict=True)]
     photos = Strip("example", [picture(x) for x in batch.x], None)
-    found = []
+    marks, found = _medoids(experiment, desk), []
     for family in experiment.families:
         if isinstance(family, Redraw):
             continue
@@ -73,10 +76,61 @@ def galleries(experiment: Experiment, desk: Desk, count: int = 5) -> list[Galler
             if there:
                 maps = {name: _maps(desk.store, spec, ids) for name, spec in there}
                 strips = [photos, *_strips(maps, shared=kind in COMPARED)]
+                if kind in COMPARED:
+                    strips = [
+                        strip._replace(name=strip.name + marks.get((family.name, method.label, strip.name), ""))
+                        for strip in strips
+                    ]
                 if kind in COMPARED and (spread := experiment.spread_of(family, method)) in desk.store:
                     strips += _spread(desk.store, spread, ids, strips[1].limit or 1.0)
                 found.append(Gallery(family.name, kind, method.label, captions, strips, len(members)))
     return found
+
+
+class Mode(NamedTuple):
+    """A row of a summary ``modes``, and of what it is."""
+
+    family: str
+    method: str
+    measure: str
+    where: Condition
+    name: str
+
+
+def _medoids(experiment: Experiment, desk: Desk) -> dict[tuple[str, str, str], str]:
+    if not any(choice.use == "modes" for choice in experiment.summarise):
+        return {}
+    rows = [
+        Mode(goal.family, goal.method.label, goal.label, spec.where, row["name"])
+        for goal, spec, row in summary_rows(study_of(experiment, desk), "modes")
+        if goal.method is not None
+    ]
+    families = [(family.name, experiment.members_of(family)) for family in experiment.families]
+    return medoids(rows, {family: [member.name for member in members] for family, members in families})
+
+
+def medoids(rows: Sequence[Mode], members: Mapping[str, Sequence[str]]) -> dict[tuple[str, str, str], str]:
+    """Of family, method and model: of which modes it is the medoid, to stand behind its name.
+
+    The modes are those of all images, or of one condition where there are none; the measures by which models were
+    grouped are named where there are several.
+
+    Args:
+        rows: All that there are.
+        members: Of each family, its models' names by their positions.
+    """
+    where = min((row.where for row in rows), key=list(MEETS).index, default="all")
+    rows = [row for row in rows if row.where == where]
+    several = len({row.measure for row in rows}) > 1
+    found: dict[tuple[str, str, str], dict[str, list[str]]] = {}
+    for row in rows:
+        if told := re.fullmatch(r"(?:(mode \d+)|one mode): .*\(medoid (\d+)\)", row.name):
+            place = row.family, row.method, members[row.family][int(told[2])]
+            found.setdefault(place, {}).setdefault(told[1] or "the one mode", []).append(row.measure)
+    return {
+        place: "".join(f", medoid of {mode}" + (f" by {listed(by)}" if several else "") for mode, by in modes.items())
+        for place, modes in found.items()
+    }
 
 
 def _picked(specs: list[tuple[str, Explain]], kind: FamilyKind) -> list[tuple[str, Explain]]:

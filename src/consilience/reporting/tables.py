@@ -1,5 +1,6 @@
 """From goals and artifacts to the tables of a page: plain values, the same for the page and its JSON twin."""
 
+import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
@@ -13,6 +14,7 @@ from consilience.experiment.families import AnyFamily, Epochs, Randomised, Redra
 from consilience.experiment.specs import Condition, Entry, Summary
 from consilience.experiment.store import Store
 from consilience.experiment.values import table_of
+from consilience.measures.power import smallest_detectable
 from consilience.measures.resampling import CONTROL, columns
 from consilience.tensors import Table
 
@@ -88,6 +90,8 @@ class Told(msgspec.Struct):
     low: float | None
     high: float | None
     level: float
+    smallest: float | None
+    """The least S, 1 - C, that one pair with as many judged images shows; None where they are too few for any."""
     null: float | None
     """C of the same maps with the models exchanged at random."""
     p: float | None
@@ -178,6 +182,7 @@ def told(study: Study, sizes: Mapping[str, Size]) -> list[Told]:
             low=finite(row["low"]),
             high=finite(row["high"]),
             level=spec.summary.option("level"),
+            smallest=_smallest(row["n"] - math.ceil(row["undefined"] / row["pairs"])),
             null=finite(row["null"]),
             p=finite(row["p"]),
             size=sizes.get(goal.label),
@@ -186,6 +191,12 @@ def told(study: Study, sizes: Mapping[str, Size]) -> list[Told]:
         for goal, spec, row in summary_rows(study, "consistency")
         if study.kind(goal) in COMPARED or (study.kind(goal) == "floor" and row["name"] == "overall")
     ]
+
+
+@functools.cache
+def _smallest(judged: int) -> float | None:
+    """What so many judged images can show, at the level and power of ``plan``; rows mostly share their number."""
+    return finite(smallest_detectable(judged)) if judged else None
 
 
 def summary_rows(study: Study, *summaries: str) -> Iterator[tuple[Goal, Summary, dict[str, Any]]]:
