@@ -33,7 +33,7 @@ bench: $(VENV)/dev
 # The tables of a paper, with what was published beside what comes out here.
 # The whole of it, on a graphics card: make ... PROFILE=paper DEVICE=cuda ON=here
 reproduce-agree-to-disagree: $(VENV)/svm
-	$(BIN)/python scripts/agree_to_disagree.py --profile $(PROFILE) --store $(STORE) --on $(ON) --device $(DEVICE) --out reproduction $(if $(DATA),--data "$(DATA)")
+	$(BIN)/python -m scripts.agree_to_disagree --profile $(PROFILE) --store $(STORE) --on $(ON) --device $(DEVICE) --out reproduction $(if $(DATA),--data "$(DATA)")
 
 clean:
 	rm -rf $(VENV) $(STORE) report.html report.json reproduction

@@ -1,6 +1,5 @@
 """The files of a paper's experiments: each can be loaded in every profile, one is run, and the tables say what was."""
 
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from scripts.agree_to_disagree import __main__ as script
+from scripts.agree_to_disagree import published, tables
+from scripts.agree_to_disagree.made import Made
 from tests.data.radiographs import plant
 
 from consilience.errors import DataError
@@ -15,6 +17,7 @@ from consilience.experiment.config import load
 from consilience.experiment.families import Ensembles
 from consilience.experiment.run import run
 from consilience.experiment.specs import Measure, Summary
+from consilience.experiment.store import Store
 from consilience.measures.resampling import columns
 from consilience.tensors import Table
 
@@ -55,13 +58,6 @@ def test_the_whole_experiment_asks_for_mnist_and_has_the_papers_seeds(file, tmp_
     assert drawn
     assert all(seeds[:4] == [1, 12303, 15135, 16959] for seeds in drawn.values())
     assert file == "modes" or all(len(seeds) == 4 for seeds in drawn.values())
-
-
-def script():
-    spec = importlib.util.spec_from_file_location("agree", ROOT / "scripts" / "agree_to_disagree.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def cells(lines, *start):
@@ -121,88 +117,83 @@ class Planted:
 
 
 @pytest.fixture(scope="module")
-def module():
-    return script()
-
-
-@pytest.fixture(scope="module")
-def made(module):
+def made():
     """Some files' profile for two cores, as if it had been run."""
     files = (
         "mlp", "small_cnn", "cnn", "rbf_svm", "adaptive_diversity", "adaptive_diversity_ridge", "ensemble",
         "hyper_deep_ensemble", "modes", "representations",
     )  # fmt: skip
-    return {file: module.Made(load(FOLDER / f"{file}.toml", profile="desk"), Planted()) for file in files}
+    return {file: Made(load(FOLDER / f"{file}.toml", profile="desk"), Planted()) for file in files}
 
 
 def chosen(made, *files):
     return {file: made[file] for file in files}
 
 
-def test_the_script_names_files_that_there_are(module):
-    named = {row.file for row in module.TABLE} | {*module.UNPUBLISHED, *module.REMEDIES}
-    assert named <= {*FILES, module.MIMIC}
-    assert all(module.path_of(file).is_file() for file in named)
+def test_the_script_names_files_that_there_are():
+    named = {row.file for row in published.TABLE} | {*published.UNPUBLISHED, *published.REMEDIES}
+    assert named <= {*FILES, published.MIMIC}
+    assert all(script.path_of(file).is_file() for file in named)
 
 
-def test_each_row_says_whose_numbers_they_are_and_of_how_many_models(module, made):
+def test_each_row_says_whose_numbers_they_are_and_of_how_many_models(made):
     files = "rbf_svm", "adaptive_diversity_ridge", "adaptive_diversity", "hyper_deep_ensemble", "cnn"
-    lines = module.consistency_table(chosen(made, *files))
+    lines = tables.consistency_table(chosen(made, *files))
     row = cells(lines, "SVM (RBF)", "Kernel SHAP")
     assert (row["published C"], row["published alpha"], row["C, row split"]) == ("0.9444", "10", "202.000")
     assert (row["C, sound"], row["null"], row["C, L2-scaled"]) == ("201.00", "0.875", "211.00")
     assert (row["cosine on the scale"], row["n"]) == ("203.00", "600")
-    assert cells(lines, "Twins of a Gaussian SVM on MNIST", "SHAP")["published C"] == module.NONE
+    assert cells(lines, "Twins of a Gaussian SVM on MNIST", "SHAP")["published C"] == published.NONE
     ten = cells(lines, "ADP ensemble of ten", "SHAP")
     assert [ten[name] for name in ("architecture", "members", "epochs", "models")] == ["small_cnn", "10", "1", "3"]
     assert (ten["published C"], ten["C, sound"]) == ("0.2193", "1.00")
     three = cells(lines, "Twins of an ensemble trained for diversity on MNIST", "SHAP")
-    assert (three["members"], three["published C"], three["published alpha"]) == ("3", module.NONE, module.NONE)
+    assert (three["members"], three["published C"], three["published alpha"]) == ("3", published.NONE, published.NONE)
     deep = cells(lines, "Hyper-deep ensembles of MLPs on MNIST", "IG, black")
     assert [deep[name] for name in ("architecture", "members", "models", "C, sound")] == ["mlp", "2", "3", "101.00"]
     assert cells(lines, "CNN", "IG")["C, sound"] == "301.00"
 
 
-def test_what_both_models_name_rightly_stands_beside_all(module, made):
-    lines = module.right_table(chosen(made, "mlp"))
+def test_what_both_models_name_rightly_stands_beside_all(made):
+    lines = tables.right_table(chosen(made, "mlp"))
     assert lines[0].count("both right") == 2
     assert lines[2] == "| MLP | SHAP | 1.00 | 21.00 | 3.00 | 23.00 | 90.0 % |"
 
 
-def test_c_of_each_factor_has_its_column_and_what_was_published_of_it(module, made):
-    lines = module.factor_table(chosen(made, "mlp", "rbf_svm", "hyper_deep_ensemble"))
+def test_c_of_each_factor_has_its_column_and_what_was_published_of_it(made):
+    lines = tables.factor_table(chosen(made, "mlp", "rbf_svm", "hyper_deep_ensemble"))
     row = cells(lines, "MLP", "SHAP")
     assert (row["init"], row["order"]) == ("1.01 (published 0.066)", "1.02 (published 0.062)")
     assert (row["noise"], row["nothing"], row["nothing, row split"]) == ("1.03", "1.08", "2.08")
     svm = cells(lines, "SVM (RBF)", "Kernel SHAP")
-    assert (svm["subset"], svm["init"]) == ("201.05 (published 0.96)", f"{module.NONE} (published 0.94)")
+    assert (svm["subset"], svm["init"]) == ("201.05 (published 0.96)", f"{published.NONE} (published 0.94)")
     assert cells(lines, "Twins of a Gaussian SVM on MNIST", "IG, black")["subset"] == "101.05"
     assert cells(lines, "Hyper-deep ensembles of MLPs on MNIST", "SHAP")["members"] == "1.07"
 
 
-def test_agreement_is_by_factor_and_c_of_first_weights_and_of_all(module, made):
-    lines = module.agreement_table(made, ["small_cnn", "hyper_deep_ensemble"], ["init", "order", "members"])
+def test_agreement_is_by_factor_and_c_of_first_weights_and_of_all(made):
+    lines = tables.agreement_table(made, ["small_cnn", "hyper_deep_ensemble"], ["init", "order", "members"])
     row = cells(lines, "Twins of a small CNN on MNIST", "IG, black")
-    assert [row[name] for name in ("init", "order", "members")] == ["103.01", "103.02", module.NONE]
+    assert [row[name] for name in ("init", "order", "members")] == ["103.01", "103.02", published.NONE]
     assert (row["C, sound, init"], row["C, sound, overall"], row["accuracy"]) == ("101.01", "101.00", "50.0 %")
     deep = cells(lines, "Hyper-deep ensembles of MLPs on MNIST", "SHAP")
-    assert [deep[name] for name in ("init", "order", "members")] == [module.NONE, module.NONE, "3.07"]
-    assert (deep["C, sound, init"], deep["C, sound, overall"]) == (module.NONE, "1.00")
+    assert [deep[name] for name in ("init", "order", "members")] == [published.NONE, published.NONE, "3.07"]
+    assert (deep["C, sound, init"], deep["C, sound, overall"]) == (published.NONE, "1.00")
 
 
-def test_of_an_averaging_ensemble_the_mean_of_the_maps_stands_below_the_map_of_the_mean(module, made):
-    lines = module.agreement_table(made, ["ensemble"], ["init"])[2:]
+def test_of_an_averaging_ensemble_the_mean_of_the_maps_stands_below_the_map_of_the_mean(made):
+    lines = tables.agreement_table(made, ["ensemble"], ["init"])[2:]
     assert [line.split(" | ")[1:3] for line in lines] == [
         ["SHAP", "3.01"], ["IG, black", "103.01"], ["IG, black, mean of the maps", "403.01"],
     ]  # fmt: skip
 
 
-def test_modes_and_shares_have_their_rows(module, made):
-    assert module.mode_table(made["modes"])[2:] == [
-        f"| SHAP | mode 1 | 3 | 3.00 | 3.50 | {module.NONE} |",
-        f"| IG, black | mode 1 | 3 | 103.00 | 103.50 | {module.NONE} |",
+def test_modes_and_shares_have_their_rows(made):
+    assert tables.mode_table(made["modes"])[2:] == [
+        f"| SHAP | mode 1 | 3 | 3.00 | 3.50 | {published.NONE} |",
+        f"| IG, black | mode 1 | 3 | 103.00 | 103.50 | {published.NONE} |",
     ]
-    lines = module.share_table(made, ["mlp", "modes"])
+    lines = tables.share_table(made, ["mlp", "modes"])
     assert cells(lines, "Twins of an MLP on MNIST", "IG, black")["order"] == "104.02"
     assert cells(lines, "Explanation modes of twelve MLPs", "SHAP")["everything"] == "4.06"
 
@@ -228,11 +219,11 @@ DISTANCES = {
 }  # fmt: skip
 
 
-def test_distances_of_seeds_stand_beside_the_published_ones(module):
+def test_distances_of_seeds_stand_beside_the_published_ones():
     experiment = load(FOLDER / "distances.toml", profile="desk", changes=[
         'family=[{type = "retrain", values = {everything = [1, 12303, 15135, 16959], nothing = [0, 1]}}]'
     ])  # fmt: skip
-    lines = module.distance_table(module.Made(experiment, Planted(**DISTANCES)))
+    lines = tables.distance_table(Made(experiment, Planted(**DISTANCES)))
     row = cells(lines, "1, 12303")
     assert [row[f"{name}, published"] for name in ("JSD", "KS", "Wilcoxon", "accuracy")] == [
         "0.8062", "0.9744", "7.877e+09", "0.973",
@@ -249,44 +240,44 @@ def test_distances_of_seeds_stand_beside_the_published_ones(module):
     assert cells(lines, "15135, 15135")["JSD pooled"] == "*not run*"
 
 
-def test_a_pair_of_seeds_that_is_not_there_is_said_not_to_be(module):
+def test_a_pair_of_seeds_that_is_not_there_is_said_not_to_be():
     experiment = load(FOLDER / "distances.toml", profile="desk", changes=[
         'family=[{type = "retrain", values = {everything = [1, 12303]}}]', 'compare=["jensen_shannon"]'
     ])  # fmt: skip
-    lines = module.distance_table(module.Made(experiment, Planted(**DISTANCES)))
+    lines = tables.distance_table(Made(experiment, Planted(**DISTANCES)))
     assert cells(lines, "1, 1")["JSD pooled"] == "*not run*"
     row = cells(lines, "1, 12303")
-    assert (row["JSD pooled"], row["KS pooled"], row["accuracy, LR"]) == ("0.2100", module.NONE, module.NONE)
+    assert (row["JSD pooled"], row["KS pooled"], row["accuracy, LR"]) == ("0.2100", published.NONE, published.NONE)
 
 
-def test_what_is_undefined_is_left_out_of_a_mean_and_counted(module, made):
+def test_what_is_undefined_is_left_out_of_a_mean_and_counted(made):
     def cosine(spec):
         b = spec.other.subject.source
         return (
             float("nan") if spec.of.method.use == "integrated_gradients" or b.order > 1 else 0.01 * (b.init > 1) + 0.25
         )
 
-    one = module.Made(made["small_cnn"].experiment, Planted(cosine=cosine))
-    lines = module.mean_table(one)
+    one = Made(made["small_cnn"].experiment, Planted(cosine=cosine))
+    lines = tables.mean_table(one)
     assert not any("nan" in line for line in lines)
     lost = cells(lines, "integrated_gradients", "cosine")
-    assert (lost["mean"], lost["lowest to highest"]) == (module.NONE, module.NONE)
+    assert (lost["mean"], lost["lowest to highest"]) == (published.NONE, published.NONE)
     assert lost["undefined"] == lost["models or pairs"] != "0"
     some = cells(lines, "gradient_shap", "cosine")
     assert 0 < int(some["undefined"]) < int(some["models or pairs"])
     assert some["lowest to highest"] == "0.250 to 0.260"
     assert 0.25 < float(some["mean"]) < 0.26
-    assert cells(lines, module.NONE, "accuracy")["undefined"] == "0"
+    assert cells(lines, published.NONE, "accuracy")["undefined"] == "0"
 
 
-def test_weights_have_a_row_a_tensor_and_a_column_an_epoch(module, made):
+def test_weights_have_a_row_a_tensor_and_a_column_an_epoch(made):
     def distance(spec):
         if spec.other.source.init == 16959:
             return float("nan")
         return (spec.of.epoch or 9) + 0.1 * (spec.other.source.init == 15135) + 0.5 * ("shannon" in spec.measure.label)
 
-    one = module.Made(made["representations"].experiment, Planted(weight_distance=distance))
-    lines = module.weight_table(one)
+    one = Made(made["representations"].experiment, Planted(weight_distance=distance))
+    lines = tables.weight_table(one)
     tensor = "`conv1.weight`"
     row = cells(lines, "weight_distance", tensor)
     assert row["epoch 1"] == "1.0667 (1.0000 to 1.1000)"  # three pairs without the fourth seed: 1.0, 1.1, 1.1
@@ -294,10 +285,10 @@ def test_weights_have_a_row_a_tensor_and_a_column_an_epoch(module, made):
     assert cells(lines, "weight_distance(distance=jensen_shannon)", tensor)["end"] == "9.5667 (9.5000 to 9.6000)"
 
 
-def test_radiographs_have_their_rows_once_there_are_some(module, tmp_path):
+def test_radiographs_have_their_rows_once_there_are_some(tmp_path):
     plant(tmp_path / "mimic_cxr", complete=True)
-    experiment = load(module.path_of(module.MIMIC), data=tmp_path, changes=["examples.count=3"])
-    lines = module.consistency_table({module.MIMIC: module.Made(experiment, Planted())})
+    experiment = load(script.path_of(published.MIMIC), data=tmp_path, changes=["examples.count=3"])
+    lines = tables.consistency_table({published.MIMIC: Made(experiment, Planted())})
     one, mean = (cells(lines, f"DenseNet-121{of}, MIMIC-CXR", "SHAP") for of in ("", " ensemble"))
     assert [one[name] for name in ("members", "C, row split", "C, sound")] == ["1", "2.000", "1.00"]
     assert [mean[name] for name in ("members", "C, sound", "models", "alpha")] == ["3", "1.00", "2", "1"]
@@ -308,24 +299,24 @@ def test_radiographs_have_their_rows_once_there_are_some(module, tmp_path):
 
 
 @pytest.fixture
-def asked(module, monkeypatch, tmp_path):
+def asked(monkeypatch, tmp_path):
     """``main`` with these words, and what it would have run; what ``failing`` names fails. MNIST need not be there."""
-    commands, reads = [], module.load
+    commands, reads = [], script.load
 
     def loaded(path, **how):
-        return reads(path, **how) if path.stem == module.MIMIC or how["profile"] == "paper" else None
+        return reads(path, **how) if path.stem == published.MIMIC or how["profile"] == "paper" else None
 
     def main(*words, failing=""):
         def run(command, check):
             commands.append(command)
             return SimpleNamespace(returncode=int(f"{command[3]} {Path(command[4]).stem}" == failing))
 
-        monkeypatch.setattr(module, "load", loaded)
-        monkeypatch.setattr(module, "tables", " ".join)
-        monkeypatch.setattr(module, "subprocess", SimpleNamespace(run=run))
+        monkeypatch.setattr(script, "load", loaded)
+        monkeypatch.setattr(script, "tables", " ".join)
+        monkeypatch.setattr(script, "subprocess", SimpleNamespace(run=run))
         monkeypatch.setattr(sys, "argv", ["script", "--store", str(tmp_path / "store"), "--out", str(tmp_path), *words])
         commands.clear()
-        return module.main(), [*commands]
+        return script.main(), [*commands]
 
     monkeypatch.delenv("CONSILIENCE_DATA", raising=False)
     return main
@@ -364,15 +355,14 @@ def test_what_was_not_run_is_said_not_to_be_and_what_was_has_its_numbers(tmp_pat
     experiment = load(FOLDER / "mlp.toml", profile="smoke", changes=TINY)
     outcome = run(experiment, tmp_path / "store")
     assert not outcome.failures, outcome.failures[0].trace
-    module = script()
     made = {
-        file: module.Made(
+        file: Made(
             experiment if file == "mlp" else load(FOLDER / f"{file}.toml", profile="smoke"),
-            module.Store(tmp_path / "store"),
+            Store(tmp_path / "store"),
         )
         for file in FILES
     }
-    lines = module.consistency_table(made)
+    lines = tables.consistency_table(made)
     row = cells(lines, "MLP", "SHAP")
     assert row["published C"] == "0.0668"
     assert 0 <= float(row["C, row split"]) <= 1
@@ -385,7 +375,7 @@ def test_what_was_not_run_is_said_not_to_be_and_what_was_has_its_numbers(tmp_pat
         "2",
     ]
     assert all("*not run*" in line for line in lines if "DenseNet" in line or "CNN" in line or "ADP" in line)
-    text = module.tables(made)
+    text = tables.tables(made)
     assert "`mlp.toml`" in text
     assert "nan" not in text.split("## How it was made")[1]
 
@@ -396,24 +386,22 @@ def test_ink_and_paper_have_their_place_on_the_scale(tmp_path):
     experiment = load(FOLDER / "parts.toml", profile="smoke", changes=changes)
     outcome = run(experiment, tmp_path / "store")
     assert not outcome.failures, outcome.failures[0].trace
-    module = script()
-    store = module.Store(tmp_path / "store")
-    lines = module.scale_table(module.Made(experiment, store), ["overall", "init", "order"])[2:]
+    store = Store(tmp_path / "store")
+    lines = tables.scale_table(Made(experiment, store), ["overall", "init", "order"])[2:]
     rows = [store.table(goal.spec) for goal in experiment.goals() if isinstance(goal.spec, Summary)]
     assert len(lines) == len(rows) == 2
     for line, label, both in zip(lines, ("on_part", "on_part(part=background)"), rows, strict=True):
         assert [row["name"] for row in both] == ["overall", "init"]
         shown = [f"{row['estimate']:.2f} ({row['low']:.2f} to {row['high']:.2f})" for row in both]
-        assert line == f"| gradient_shap | {label} | {shown[0]} | {shown[1]} | {module.NONE} |"
+        assert line == f"| gradient_shap | {label} | {shown[0]} | {shown[1]} | {published.NONE} |"
 
 
 def test_tables_are_put_between_the_marks_of_a_page_and_nothing_else_changes(tmp_path):
-    module = script()
     page = tmp_path / "page.md"
-    page.write_text(f"Before.\n\n{module.MARKS[0]}\nold\n{module.MARKS[1]}\n\nAfter.\n")
+    page.write_text(f"Before.\n\n{script.MARKS[0]}\nold\n{script.MARKS[1]}\n\nAfter.\n")
     words = ["--only-tables", "--profile", "smoke", "--store", tmp_path / "store", "--out", tmp_path / "out"]
-    command = [sys.executable, str(ROOT / "scripts" / "agree_to_disagree.py"), *map(str, words), "--page", str(page)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    command = [sys.executable, "-m", "scripts.agree_to_disagree", *map(str, words), "--page", str(page)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
     text = page.read_text("utf-8")
     assert text.startswith("Before.\n")
     assert text.endswith("After.\n")

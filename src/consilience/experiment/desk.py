@@ -271,8 +271,8 @@ def folder_of(name: str, data: Path | None) -> Path:
     """
     if data is None:
         raise DataError(
-            f"{name}: expected a folder with data, found none; give --data DIR or set CONSILIENCE_DATA "
-            f"to a folder that holds '{name}/'"
+            f"{name}: expected a folder with data, found none; give --data DIR or set CONSILIENCE_DATA, in Python "
+            f"data=DIR, to a folder that holds '{name}/'"
         )
     for spelling in (name, name.replace("_", "-")):
         if (data / spelling).is_dir():

@@ -1,0 +1,1 @@
+"""The experiments of "Agree to Disagree", run, and what came out beside what was published."""
