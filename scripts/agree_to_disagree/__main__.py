@@ -12,14 +12,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-from scripts.agree_to_disagree.made import Made
-from scripts.agree_to_disagree.published import MIMIC
-from scripts.agree_to_disagree.tables import tables
-
 from consilience.cli.experiments import data_folder
 from consilience.errors import ConsilienceError
 from consilience.experiment.config import load
 from consilience.experiment.store import Store
+from scripts.agree_to_disagree.made import Made
+from scripts.agree_to_disagree.published import MIMIC
+from scripts.agree_to_disagree.tables import tables
 
 FOLDER = Path(__file__).parents[2] / "experiments" / "agree_to_disagree"
 MARKS = "<!-- tables: written by scripts/agree_to_disagree -->", "<!-- end of tables -->"

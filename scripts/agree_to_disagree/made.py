@@ -4,12 +4,11 @@ import functools
 from collections.abc import Iterator
 from typing import Any
 
-from scripts.agree_to_disagree.published import BLACK, METHODS, NONE, SHAP, TABLE, UNPUBLISHED, Row
-
 from consilience.experiment.experiment import Experiment, Goal
 from consilience.experiment.families import Ensembles
 from consilience.experiment.specs import Condition, Summary, Train, plan
 from consilience.experiment.store import Store
+from scripts.agree_to_disagree.published import BLACK, METHODS, NONE, SHAP, TABLE, UNPUBLISHED, Row
 
 
 class Made:

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from scripts.agree_to_disagree.made import Made, rows_of
-from scripts.agree_to_disagree.published import BLACK, DISTANCES, FACTORS, MEAN, NONE, REMEDIES, SHAP, Row
 
 from consilience.experiment.experiment import Goal
 from consilience.experiment.specs import Summary, Train
+from scripts.agree_to_disagree.made import Made, rows_of
+from scripts.agree_to_disagree.published import BLACK, DISTANCES, FACTORS, MEAN, NONE, REMEDIES, SHAP, Row
 
 
 def consistency_table(made: dict[str, Made]) -> list[str]:
