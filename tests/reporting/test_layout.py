@@ -28,6 +28,14 @@ def test_everything_is_shown_beside_factors_and_not_twice():
     assert [row.column for row in block.methods[0]] == ["overall", "everything"]
 
 
+def test_consistency_of_everything_is_shown_once_and_that_of_nothing_beside_it():
+    columns = ["overall", "nothing", "everything"]
+    (table,) = classified([told(column=column) for column in columns], [])
+    assert table.factors == ["nothing"]
+    (table,) = classified([told(column=column) for column in ("overall", "init", "everything")], [])
+    assert table.factors == ["everything"]
+
+
 def test_without_a_row_of_all_pairs_there_is_no_table_of_consistency():
     assert classified([told(column="several")], []) == []
 

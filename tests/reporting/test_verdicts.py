@@ -246,6 +246,13 @@ def test_nothing_made_is_said_as_such():
     assert len(found.next) == 1
 
 
+def test_where_only_a_classifier_compared_maps_there_is_no_verdict():
+    found = answer([], [told(0.11)], 4)
+    assert found.headline == "No verdict: how alike the maps of an image are was not measured."
+    assert "such as cosine" in found.next[0]
+    assert found.classifier
+
+
 def test_a_classifier_is_reported_beside_its_null_and_its_floor_and_carries_no_verdict():
     rows = [told(0.11), told(0.74, method="other"), told(0.2, column="init"), told(0.05, method="map", control=True)]
     found = said(line(), classified=[*rows, told(0.9, kind="floor", family="twice")]).classifier

@@ -9,8 +9,13 @@ OPEN: tuple[Grade, ...] = ("at least in part", "at most in part", "unclear")
 PARTLY: tuple[Grade, ...] = ("in part", "at most in part")
 
 
-def advice(judged: Sequence[Line], lines: Sequence[Line]) -> list[str]:
-    """Sentences, from the overall rows of the methods that are judged and all rows beside them."""
+def advice(judged: Sequence[Line], lines: Sequence[Line], *, compared: bool = False) -> list[str]:
+    """Sentences, from the overall rows of the methods that are judged and all rows beside them.
+
+    ``compared`` says whether a classifier has told maps apart, where no row says how alike they are.
+    """
+    if not judged and compared:
+        return ["Add a measure of agreement image by image to 'compare', such as cosine: the verdict rests on one."]
     if not judged:
         return ["Run the experiment, or name methods and measures that compare maps."]
     stages = {line.method: last_stage(line.method, line.measure, lines) for line in judged}

@@ -124,9 +124,15 @@ def blocks(lines: Sequence[Line]) -> list[Block]:
 
 
 def _without_repeats(rows: Sequence[Line]) -> list[Line]:
-    """The rows, without that of a single factor, or of everything: it is the overall row under another name."""
-    factors = [row.column for row in rows if row.column not in NO_FACTOR] or [EVERYTHING]
-    return [row for row in rows if len(factors) > 1 or row.column != factors[0]]
+    """The rows, without the one that is the overall row under another name."""
+    again = _overall_again([row.column for row in rows])
+    return [row for row in rows if row.column != again]
+
+
+def _overall_again(columns: Sequence[str]) -> str | None:
+    """The column of the same pairs as the overall one: that of a single factor, or of everything."""
+    factors = [name for name in columns if name not in NO_FACTOR] or [EVERYTHING]
+    return factors[0] if len({*factors}) == 1 else None
 
 
 def classified(told: Sequence[Told], performances: Sequence[Performance]) -> list[Classified]:
@@ -136,8 +142,8 @@ def classified(told: Sequence[Told], performances: Sequence[Performance]) -> lis
     largest = {(row.family, row.measure) for row in of_most_images(compared)}
     for family, measure in dict.fromkeys((row.family, row.measure) for row in compared):
         mine = [row for row in compared if (row.family, row.measure) == (family, measure)]
-        names = [name for name in dict.fromkeys(row.column for row in mine) if name not in ("overall", "several")]
-        factors = names if len(names) > 1 else []
+        names = list(dict.fromkeys(row.column for row in mine))
+        factors = [name for name in names if name not in ("overall", "several", _overall_again(names))]
         floors = {
             (row.method, row.condition): row
             for row in told

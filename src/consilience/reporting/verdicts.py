@@ -95,14 +95,14 @@ def answer(
     first = {(line.family, line.method): line for line in reversed(overall) if not line.control}
     judged = list(reversed(first.values()))
     return Answer(
-        headline=_headline(judged, overall, twins),
+        headline=_headline(judged, overall, told, twins),
         methods=[_verdict(line, lines, partial) for line in judged],
         evidence=_evidence(overall, lines, models, twins),
         floor=_floor(judged),
         worst=_worst(judged, lines),
         controls=_controls(overall, judged),
         classifier=_classifier(told),
-        next=advice(judged, lines),
+        next=advice(judged, lines, compared=bool(told)),
     )
 
 
@@ -122,7 +122,9 @@ def _verdict(line: Line, lines: Sequence[Line], partial: Collection[str]) -> Met
     )
 
 
-def _headline(judged: Sequence[Line], overall: Sequence[Line], twins: bool) -> str:
+def _headline(judged: Sequence[Line], overall: Sequence[Line], told: Sequence[Told], twins: bool) -> str:
+    if not judged and told:
+        return "No verdict: how alike the maps of an image are was not measured."
     if not judged:
         return "Nothing was compared, or nothing of it is made yet."
     again = twins and all(line.kind == "twins" for line in judged)
