@@ -60,7 +60,7 @@ def case_of(name: str, device: str) -> Case | None:
     if name == "resnet18":
         if not _there("torchvision"):
             return None
-        importlib.import_module("tests.peers")
+        importlib.import_module("tests.peers").let_torchvision_be_imported()
         from torchvision.models import resnet18
 
         model: nn.Module = resnet18()
@@ -197,7 +197,7 @@ def backwards(case: Case, rounds: int) -> int:
             cam = attr.LayerGradCam(model, layer).attribute
             others["Grad-CAM, captum"] = lambda: cam(x, target=target)
     if layer and _there("pytorch_grad_cam"):
-        importlib.import_module("tests.peers")
+        importlib.import_module("tests.peers").let_torchvision_be_imported()
         from pytorch_grad_cam import GradCAM
         from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 

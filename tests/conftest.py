@@ -4,10 +4,12 @@ import signal
 
 import pytest
 
+from tests import peers
 from tests.experiment.fixtures import _tiny, copied, made, order, tiny, tiny_file, trials  # noqa: F401
 
 
 def pytest_configure() -> None:
+    peers.let_torchvision_be_imported()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's '&' has it ignored; some tests interrupt
 
 

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from torch.library import Library
 from torch.utils import _pytree as trees
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
@@ -114,7 +115,7 @@ def _own_chance(draws: bool) -> Iterator[None]:
         torch.set_rng_state(before)
 
 
-MADE_OF_NUMBERS = torch.library.Library("aten", "IMPL")  # torch.tensor([...], device=...) passes modes by
+MADE_OF_NUMBERS = Library("aten", "IMPL")  # torch.tensor([...], device=...) passes modes by
 MADE_OF_NUMBERS.impl("empty_strided", lambda size, stride, **how: There(
     torch.empty_strided(size, stride, **{**how, "device": "cpu"})), "PrivateUse1")  # fmt: skip
 MADE_OF_NUMBERS.impl("_copy_from", lambda source, to, _=False: (to.here.copy_(source), to)[1], "PrivateUse1")

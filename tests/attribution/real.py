@@ -11,7 +11,6 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from tests import peers  # noqa: F401  (lets torchvision be imported)
 from torch import nn
 
 from consilience.data.mnist10k import mnist10k

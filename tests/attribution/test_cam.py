@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 import torch
-from tests import models, peers  # noqa: F401  (peers: before third parties that want torchvision)
+from tests import models
 from torch import nn
 from torch.nn import functional as F
 

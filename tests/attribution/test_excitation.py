@@ -5,7 +5,7 @@ import warnings
 
 import pytest
 import torch
-from tests import models, peers  # noqa: F401  (lets zennit be imported)
+from tests import models
 from tests.attribution.test_relevance import CANONIZERS, NONE, ByHand, Functional, Residual, assert_alike, drawn
 from torch import nn
 from torch.nn import functional as F

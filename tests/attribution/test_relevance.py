@@ -7,7 +7,7 @@ import weakref
 
 import pytest
 import torch
-from tests import models, peers  # noqa: F401  (lets zennit be imported)
+from tests import models
 from torch import nn
 from torch.nn import functional as F
 

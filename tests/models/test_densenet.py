@@ -13,7 +13,6 @@ from consilience.models.edits import blocks_of, cascade, layers_of, randomise
 from consilience.models.split import normalised
 from consilience.rng import Rng
 from consilience.tensors import Split
-from tests import peers  # noqa: F401  (lets torchvision be imported)
 from tests.models import learn
 
 

@@ -14,7 +14,6 @@ from consilience.models.resnet import resnet18, resnet50
 from consilience.models.split import normalised
 from consilience.rng import Rng
 from consilience.tensors import Split
-from tests import peers  # noqa: F401  (lets torchvision be imported)
 from tests.models import learn
 
 BOTH = pytest.mark.parametrize("build", [resnet18, resnet50])

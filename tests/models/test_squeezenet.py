@@ -19,7 +19,6 @@ from consilience.models.split import normalised
 from consilience.models.squeezenet import squeezenet1_1
 from consilience.rng import Rng
 from consilience.tensors import Split
-from tests import peers  # noqa: F401  (lets torchvision be imported)
 
 MEAN, SD = [part / 255 for part in (123.68, 116.779, 103.939)], [1 / 255] * 3
 

@@ -20,7 +20,6 @@ from consilience.models.resnet import resnet18
 from consilience.models.split import normalised
 from consilience.models.squeezenet import squeezenet1_1
 from consilience.models.weights import fingerprint, read_weights, start_from
-from tests import peers  # noqa: F401  (lets torchvision be imported)
 from tests.models import learn
 
 

@@ -248,9 +248,11 @@ def test_nothing_made_is_said_as_such():
 
 def test_where_only_a_classifier_compared_maps_there_is_no_verdict():
     found = answer([], [told(0.11)], 4)
-    assert found.headline == "No verdict: how alike the maps of an image are was not measured."
+    assert found.headline == "No verdict: how alike the maps of an image are was not measured, or is not made yet."
     assert "such as cosine" in found.next[0]
     assert found.classifier
+    floor = answer([], [told(0.9, kind="floor", family="twice")], 4)
+    assert floor.headline == said().headline, "that one model was explained twice compares no models"
 
 
 def test_a_classifier_is_reported_beside_its_null_and_its_floor_and_carries_no_verdict():

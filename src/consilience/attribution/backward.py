@@ -80,14 +80,14 @@ class Rules(TorchFunctionMode):
             raise ModelError(
                 f"{self.name}: expected no other rule to be on, found {_inside.rule}; leave it first, or nest methods"
             )
-        super().__enter__()  # type: ignore[no-untyped-call]  # torch gives it no types
+        super().__enter__()
         _inside.rule = self.name
         return self
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         _inside.rule = None
         getattr(_inside, "witness", []).append(self)
-        super().__exit__(kind, error, trace)  # type: ignore[no-untyped-call]  # nor this one
+        super().__exit__(kind, error, trace)
         if kind is None and not self.bound:
             among = f" among {sorted(self.passed)}" if self.passed else ""
             raise ModelError(

@@ -248,5 +248,5 @@ def _copied(x: Tensor) -> tuple[Tensor]:
 
 
 def _ruled(x: Tensor, run: Callable[[], tuple[Tensor, ...]], back: Callable[..., Tensor]) -> Tensor:
-    y: Tensor = Ruled.apply(x, run, back)  # type: ignore[no-untyped-call]  # torch gives it no types
+    y: Tensor = Ruled.apply(x, run, back)
     return y

@@ -118,7 +118,7 @@ def _gated(call: Call, *, shut: bool) -> Any:
     if found is None:
         return NotImplemented
     x, high, in_place = found
-    y: Tensor = Gate.apply(x, high, shut)  # type: ignore[no-untyped-call]  # torch gives it no types
+    y: Tensor = Gate.apply(x, high, shut)
     return x.copy_(y) if in_place else y
 
 

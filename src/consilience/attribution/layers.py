@@ -71,7 +71,7 @@ def through(function: Function, x: Tensor, other: Tensor, given: dict[str, Any])
         x, given = _padded(x, given)
         back = _convolution_back(x.shape, given, transposed="transpose" in written(function))
     run = functools.partial(function, **given)
-    return Swapped.apply(x, other, run, back)  # type: ignore[no-untyped-call]  # torch gives it no types
+    return Swapped.apply(x, other, run, back)
 
 
 def _padded(x: Tensor, given: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:

@@ -121,7 +121,7 @@ def changed(layer: Layer, y: Tensor, call: Call, other: Any) -> Layer | None:
     other = torch.as_tensor(other, dtype=y.dtype, device=y.device).detach()
     if set(call.options) - {"other"} or (kind == "sub" and call.args[0] is not y) or kind in ("rsub", "radd"):
         return None
-    if torch.broadcast_shapes(y.shape, other.shape) != y.shape:  # type: ignore[no-untyped-call]  # torch's own
+    if torch.broadcast_shapes(y.shape, other.shape) != y.shape:
         return None
     if call.function in SHIFTS:
         return shifted(layer, -other if kind == "sub" else other)

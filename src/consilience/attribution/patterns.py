@@ -182,7 +182,7 @@ def _swapped(name: str, model: nn.Module, patterns: Patterns, swap: Swap) -> Ite
             return NotImplemented
         other = swap(scale, torch.where(scale == 0, 0, 1 / scale)).detach()  # the one pattern with w * a = 1
         each = other.view(-1, *[1] * (x.ndim - 2))
-        return Swapped.apply(x, each, run, torch.mul)  # type: ignore[no-untyped-call]  # torch gives it no types
+        return Swapped.apply(x, each, run, torch.mul)
 
     table = dict.fromkeys(LAYER, layer) | dict.fromkeys(BATCH_NORM, norm) | _refusals(name)
     with Rules(name, model, table, native=NATIVE) as rules:

@@ -4,6 +4,7 @@ Linear operations have their transpose; operations of one number the slope betwe
 each factor the other's mean, which is exact.
 """
 
+import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -213,7 +214,7 @@ def _each(value: Any, dims: int) -> list[int]:
 
 SAME = named(
     "contiguous clone detach to float double half bfloat16 type_as view_as reshape_as alias requires_grad_ positive"
-) | {getattr(Tensor, "data").__get__}  # noqa: B009  (mypy takes the attribute for a tensor)
+) | {inspect.getattr_static(Tensor, "data").__get__}
 MORE_LINEAR = named(
     "where masked_fill masked_fill_ cumsum pixel_unshuffle channel_shuffle tril triu diagonal take_along_dim "
     "swapaxes hstack vstack dstack hsplit vsplit dsplit tensor_split repeat_interleave upsample_nearest "

@@ -234,7 +234,7 @@ def _memory(tensor: Tensor) -> int:
     """Where a tensor's memory begins; 0 where it has none."""
     try:
         return tensor.untyped_storage().data_ptr()
-    except (NotImplementedError, RuntimeError):  # how torch says that a sparse or a wrapped tensor has none
+    except (NotImplementedError, RuntimeError):  # a sparse tensor has none, nor has one that wraps another
         return 0
 
 

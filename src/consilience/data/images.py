@@ -81,7 +81,7 @@ class Folder:
 
     def _size(self, path: str) -> int:
         try:
-            return os.stat(f"{self.root}/{path}").st_size  # noqa: PTH116  # Paths of 377,110 files take seconds
+            return os.stat(f"{self.root}/{path}").st_size  # noqa: PTH116  (a Path each: 1.4 s for 377,110, not 0.4)
         except OSError:
             return -1
 

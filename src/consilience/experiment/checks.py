@@ -15,6 +15,7 @@ from consilience.experiment.experiment import Experiment
 from consilience.experiment.families import Ensembles, Folds, Retrain
 from consilience.experiment.specs import Data, Prepared, Train
 from consilience.measures.parts import refused
+from consilience.measures.resampling import CHANCES, EVERYTHING
 from consilience.models.edits import blocks_of
 from consilience.models.ensemble import mean_of_models
 from consilience.models.recording import record
@@ -22,7 +23,6 @@ from consilience.models.split import Normalised
 from consilience.models.weights import start_from
 from consilience.rng import Rng, keyed
 
-CHANCES = ("order", "augment", "init", "noise")  # of a training; whether one is any is asked in the cheapest order
 ON_PARTS = ("on_part", "on_mask")
 ASKS_NOTHING = "cross_entropy"  # the objective that every model of classes can be trained with
 
@@ -54,7 +54,7 @@ def check(experiment: Experiment, model: Normalised, place: Place) -> None:
         experiment.members_of(family)
         first = family.members(base)[0].subject.source
         if isinstance(base, Train) and isinstance(family, Ensembles) and not family.search:
-            _check_factor("everything", base, model, place, f"family '{family.name}'")
+            _check_factor(EVERYTHING, base, model, place, f"family '{family.name}'")
         elif isinstance(base, Train) and isinstance(first, Train) and isinstance(family, Retrain):
             _check_varied(family, first, base, model, place)
         elif isinstance(base, Train) and isinstance(first, Train) and isinstance(family, Folds):
@@ -179,7 +179,7 @@ def _check_varied(family: Retrain, first: Train, base: Train, model: Normalised,
 
 def _check_factor(factor: str, train: Train, model: Normalised, place: Place, where: str) -> None:
     reasons = []
-    for chance in CHANCES if factor == "everything" else (factor,):
+    for chance in CHANCES if factor == EVERYTHING else (factor,):
         if not (reason := _idle(chance, train, model, place)):
             return
         reasons.append(reason)

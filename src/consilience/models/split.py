@@ -75,8 +75,8 @@ class Normalised(nn.Module):
         self.model: Any = model
         self.register_buffer("pixel_mean", mean, persistent=False)
         self.register_buffer("pixel_sd", sd, persistent=False)
-        self.register_state_dict_post_hook(_without_wrapper)  # type: ignore[no-untyped-call]  # torch gives it no types
-        self.register_load_state_dict_pre_hook(_with_wrapper)  # type: ignore[no-untyped-call]  # nor this one
+        self.register_state_dict_post_hook(_without_wrapper)
+        self.register_load_state_dict_pre_hook(_with_wrapper)
         self.training = model.training
 
     def normalise(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:

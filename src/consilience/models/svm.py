@@ -60,7 +60,7 @@ class KernelMachine(nn.Module):
         self.register_buffer("dual", torch.zeros(share.shape[1], 0))
         self.register_buffer("intercept", torch.zeros(share.shape[1]))
         self.register_buffer("share", share, persistent=False)
-        self.register_load_state_dict_pre_hook(_make_room)  # type: ignore[no-untyped-call]  # torch gives it no types
+        self.register_load_state_dict_pre_hook(_make_room)
 
     def fit(self, x: Float[Tensor, "n c h w"], label: Int[Tensor, " n"]) -> None:
         """Find the support vectors among these images; the same ones whatever any seed is.

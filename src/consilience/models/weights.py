@@ -4,7 +4,7 @@ import hashlib
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from pickle import UnpicklingError
+from pickle import UnpicklingError  # what torch.load raises for a file that it refuses; nothing is unpickled here
 from typing import Any, NamedTuple
 
 import torch

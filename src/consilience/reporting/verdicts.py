@@ -102,7 +102,7 @@ def answer(
         worst=_worst(judged, lines),
         controls=_controls(overall, judged),
         classifier=_classifier(told),
-        next=advice(judged, lines, compared=bool(told)),
+        next=advice(judged, lines, compared=any(row.kind in COMPARED for row in told)),
     )
 
 
@@ -123,8 +123,8 @@ def _verdict(line: Line, lines: Sequence[Line], partial: Collection[str]) -> Met
 
 
 def _headline(judged: Sequence[Line], overall: Sequence[Line], told: Sequence[Told], twins: bool) -> str:
-    if not judged and told:
-        return "No verdict: how alike the maps of an image are was not measured."
+    if not judged and any(row.kind in COMPARED for row in told):
+        return "No verdict: how alike the maps of an image are was not measured, or is not made yet."
     if not judged:
         return "Nothing was compared, or nothing of it is made yet."
     again = twins and all(line.kind == "twins" for line in judged)

@@ -178,7 +178,7 @@ def _epoch(
                     "by zero in the objective"
                 )
             standing.optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]  # torch gives it no types
+            loss.backward()
             standing.optimizer.step()
             total, seen, last = total + value * len(batch.ids), seen + len(batch.ids), value
     _check_weights(standing.model, epoch)
