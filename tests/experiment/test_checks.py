@@ -129,7 +129,11 @@ def weights(tiny_file, tmp_path):
 @pytest.mark.parametrize("family", ['{type="retrain", values={everything=[0,1]}}', '{type="ensembles"}'])
 def test_everything_is_refused_where_none_of_its_chances_does_anything(tiny_file, weights, family):
     still = ["train.weights=all.pth", "train.shuffle=false", "train.model.dropout=0.0", f"family=[{family}]"]
-    with pytest.raises(SpecError, match="'everything', which changes nothing here, since 'shuffle' is false and there"):
+    reasons = (
+        "'everything', which changes nothing here, since 'weights' hold every tensor and 'shuffle' is false and "
+        "neither the model nor the objective draws anything in training and there is no augmentation, so that"
+    )
+    with pytest.raises(SpecError, match=reasons):
         load(tiny_file, data=weights, changes=still)
     for moving in ("train.shuffle=true", "train.model.dropout=0.5", "train.augmentation=shift"):
         load(tiny_file, data=weights, changes=[*still, moving])
