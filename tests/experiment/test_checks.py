@@ -130,7 +130,7 @@ def weights(tiny_file, tmp_path):
 def test_everything_is_refused_where_none_of_its_chances_does_anything(tiny_file, weights, family):
     still = ["train.weights=all.pth", "train.shuffle=false", "train.model.dropout=0.0", f"family=[{family}]"]
     reasons = (
-        "'everything', which changes nothing here, since 'weights' hold every tensor and 'shuffle' is false and "
+        "'everything', which changes nothing here, since all.pth holds every tensor and 'shuffle' is false and "
         "neither the model nor the objective draws anything in training and there is no augmentation, so that"
     )
     with pytest.raises(SpecError, match=reasons):

@@ -175,7 +175,11 @@ def test_a_family_is_trained_from_the_weights_and_looked_at_without_their_file(f
         ("../weights/thirds.pth", SpecError, ["train.weights: ", "below 'weights/', found a path out of it"]),
         ("/etc/passwd", SpecError, ["train.weights: ", "below 'weights/', found a path out of it"]),
         ("deeper.pth", ModelError, ["train.weights: deeper.pth: expected a tensor", "'fc3.weight', which the model"]),
-        ("whole.pth", SpecError, ["family 'twins': expected weights that leave something to 'init'", "whole.pth"]),
+        (
+            "whole.pth",
+            SpecError,
+            ["family 'twins': expected what makes another model, found 'init'", "whole.pth holds every tensor"],
+        ),
     ],
 )
 def test_weights_that_cannot_be_started_from_are_one_error_that_names_the_file(file, thirds, name, kind, words):

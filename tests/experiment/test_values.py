@@ -6,11 +6,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from consilience.component import measure
-from consilience.errors import SpecError
+from consilience.errors import DataError, SpecError
 from consilience.experiment.desk import Desk, Place
 from consilience.experiment.specs import Given, Predict, Prepared, Subject, comparison, explanation
 from consilience.experiment.store import Store
-from consilience.experiment.values import fetch, measured
+from consilience.experiment.values import FETCH, fetch, measured
 
 
 @pytest.mark.parametrize(
@@ -58,3 +58,15 @@ def test_a_role_with_a_default_is_filled_where_there_is_something(tiny, made, mo
     spec = comparison(Prepared(measure=measure.choose("seen")), maps, maps)
     ((_, found),) = measured([spec], Desk(Store(made), Place()))
     assert (found["value"] == 1).all(), "the images, but no masks and no logits, which there are not"
+
+
+def test_damaged_data_are_no_role_that_is_not_there(tiny, made, monkeypatch):
+    def damaged(spec, desk):
+        raise DataError("damaged")
+
+    monkeypatch.setitem(measure._found, "seen", measure.read(seen)._replace(version=1))
+    monkeypatch.setitem(FETCH, "x", damaged)
+    maps = explanation(Subject(source=tiny.base), tiny.methods[0], tiny.examples, 0)
+    spec = comparison(Prepared(measure=measure.choose("seen")), maps, maps)
+    with pytest.raises(DataError, match="damaged"):
+        list(measured([spec], Desk(Store(made), Place())))

@@ -199,7 +199,7 @@ def _idle(factor: str, train: Train, model: Normalised, place: Place) -> str | N
         return "'shuffle' is false"
     if factor == "init" and train.start is not None:
         tensors, _ = load_weights(train.start.file, place)
-        return None if start_from(model, tensors, train.start.file).fresh else "'weights' hold every tensor"
+        return None if start_from(model, tensors, train.start.file).fresh else f"{train.start.file} holds every tensor"
     if factor == "noise" and not _draws(train, model, place):
         return "neither the model nor the objective draws anything in training"
     return None

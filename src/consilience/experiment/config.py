@@ -14,7 +14,7 @@ from consilience.errors import DataError, ModelError, SpecError, unknown
 from consilience.experiment.checks import check, examples_of, layers_to_record
 from consilience.experiment.desk import Place, load_examples, load_weights, untrained
 from consilience.experiment.experiment import Experiment, Learnt, Represented
-from consilience.experiment.families import Ensembles, Redraw, Retrain, with_layers
+from consilience.experiment.families import Ensembles, Redraw, with_layers
 from consilience.experiment.schema import (
     File,
     HowTable,
@@ -246,16 +246,10 @@ def _start(file: File, base: Train, place: Place) -> Weights | None:
         raise SpecError("train.weights: expected none for a model that is fitted at once, found some; leave it out")
     try:
         tensors, content = load_weights(file.train.weights, place)
-        started = start_from(model, tensors, file.train.weights)
+        start_from(model, tensors, file.train.weights)
     except (SpecError, DataError, ModelError) as error:
         raise type(error)(f"train.weights: {error}") from None
     for family in file.family:
-        if isinstance(family, Retrain) and "init" in family.values and not started.fresh:
-            raise SpecError(
-                f"family '{family.name}': expected weights that leave something to 'init', found that "
-                f"{file.train.weights} holds every tensor of the model, so that these twins would be one model; vary "
-                "another factor"
-            )
         members = family.members(base) if isinstance(family, Ensembles) and family.search else []
         parts = [spec for spec in plan([one.subject.source for one in members]) if isinstance(spec, Train)]
         for searched in {spec.model.label: spec.model for spec in parts}.values():

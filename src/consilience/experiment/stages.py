@@ -116,7 +116,7 @@ def _activate(group: Sequence[Activate], desk: Desk, draft: Path, tell: Tell) ->
 def _select(group: Sequence[Select], desk: Desk, draft: Path, tell: Tell) -> None:
     for spec in group:
         means = torch.stack([desk.store.tensors(measure)["value"].nanmean() for measure in spec.by])
-        lower = spec.by[0].measure.component.better == "lower"
+        lower = spec.by[0].measure.better == "lower"
         note = {"best": int((-means if lower else means).argmax()), "means": means.tolist()}
         write_bytes(draft / spec.stage / spec.digest / "rows.json", json.dumps(note).encode())
 

@@ -63,7 +63,7 @@ def _asked(spec: Measure, desk: Desk, but: Sequence[str] = ()) -> dict[str, Any]
             continue
         try:
             found[role] = fetch(role, spec, desk)
-        except (SpecError, DataError):
+        except (SpecError, _Unmasked):
             if role in needed:
                 raise
     return found
@@ -162,6 +162,10 @@ def fetch(role: str, spec: Measure, desk: Desk) -> Any:
         ) from None
 
 
+class _Unmasked(DataError):
+    """Examples have no masks: what a measure may do without, unlike data that are damaged."""
+
+
 class _Absent(Exception):
     """A spec has nothing under a role's name; never leaves this file."""
 
@@ -193,7 +197,7 @@ def _examples(spec: Measure, desk: Desk, part: str) -> Tensor:
     examples = desk.examples(_data(spec))
     value: Tensor | None = getattr(examples.batch(range(len(examples))), part)
     if value is None:
-        raise DataError(f"{_data(spec).label}: expected masks, found none; use data with boxes or masks")
+        raise _Unmasked(f"{_data(spec).label}: expected masks, found none; use data with boxes or masks")
     return desk.here(value)
 
 
@@ -245,7 +249,7 @@ def columns(component: Component, result: Any, spec: Measure, desk: Desk) -> dic
     """
     named = component.columns
     values = result._asdict() if hasattr(result, "_asdict") else {"value": result}
-    table = {name: torch.as_tensor(value).double().cpu() for name, value in values.items()}
+    table = {name: torch.as_tensor(value).cpu().double() for name, value in values.items()}
     if list(table) != list(named):
         raise SpecError(f"{component.name}: expected the columns {list(named)}, found {list(table)}; mend its result")
     if isinstance(spec.of, Explain | Predict):
